@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClickList", "earlier_clicks", "next_click"]
+__all__ = ["ClickList", "clicked_error", "earlier_clicks", "next_click"]
 
 ClickList = list[tuple[float, float, float]]
 """(x, y, sign) with x and y in pixels of the mask, oldest first."""
@@ -44,6 +46,26 @@ def next_click(
         candidates = np.flatnonzero(depth >= deepest * rng.uniform(0.25, 0.9))
         row, column = np.unravel_index(int(candidates[rng.integers(len(candidates))]), depth.shape)
     return float(column), float(row), 1.0 if positive else -1.0
+
+
+def clicked_error(
+    truth: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_], click: tuple[float, float, float], reach: float = 2.5
+) -> npt.NDArray[np.bool_]:
+    """The part of the error of `mask` that a click asks to mend: connected to it, and near it where the error is long.
+
+    Args:
+        truth: bool (h, w).
+        mask: bool (h, w).
+        click: (x, y, sign), on the error.
+        reach: How far from the click, in depths of the error there.
+    """
+    x, y = round(click[0]), round(click[1])
+    error = truth & ~mask if click[2] > 0 else mask & ~truth
+    deep = float(_depth(error, [])[y, x])
+    near = np.zeros(error.shape, np.uint8)
+    cv2.circle(near, (x, y), math.ceil(reach * deep) + 1, 1, -1)
+    _, parts = cv2.connectedComponents((error & (near > 0)).astype(np.uint8), connectivity=4)
+    return np.asarray((parts == parts[y, x]) & error)
 
 
 def _depth(error: npt.NDArray[np.bool_], clicks: ClickList) -> npt.NDArray[np.float32]:

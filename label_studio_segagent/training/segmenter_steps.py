@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..segmenters.embedded_net import Prompt, SegmenterNet
-from .click_sampling import ClickList, earlier_clicks, next_click
+from .click_sampling import ClickList, clicked_error, earlier_clicks, next_click
 from .segmenter_data import CropDataset, CropSample, Target
 
-__all__ = ["StepReport", "click_loss", "mask_loss", "train_on"]
+__all__ = ["StepReport", "asked_loss", "click_loss", "mask_loss", "train_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,25 @@ def click_loss(logits: Tensor, prompt: Prompt) -> Tensor:
     return (F.softplus(-prompt.labels * values) * clicked).sum() / clicked.sum().clamp(min=1)
 
 
+def asked_loss(logits: Tensor, truth: Tensor, asked: Tensor) -> Tensor:
+    """How much of what the newest clicks asked for was not done: the mean cross entropy over those parts.
+
+    Args:
+        logits: (N, 1, h, w).
+        truth: Likewise, 0 or 1.
+        asked: Likewise, 1 where the newest click asked for a change; targets without a part do not count.
+    """
+    cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * asked
+    size = asked.sum((1, 2, 3))
+    return (cross.sum((1, 2, 3)) / size.clamp(min=1)).sum() / (size > 0).sum().clamp(min=1)
+
+
 class _Session:
     """The prompts of all targets of a batch while clicks are added."""
 
     def __init__(self, targets: Sequence[Target], size: int, rng: np.random.Generator) -> None:
         self.targets, self.size, self.rng = targets, size, rng
+        self.asked = torch.zeros(len(targets), 1, size // 2, size // 2)
         self.clicks: list[ClickList] = [self._start(t) for t in targets]
         quarter = size // 4
         blank = np.zeros((quarter, quarter), np.float32)
@@ -100,10 +114,13 @@ class _Session:
         self._add(clicks, target.truth, np.zeros_like(target.truth))
         return clicks
 
-    def _add(self, clicks: ClickList, truth: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_]) -> None:
+    def _add(
+        self, clicks: ClickList, truth: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_]
+    ) -> tuple[float, float, float] | None:
         click = next_click(truth, mask, clicks, self.rng)
         if click is not None:
             clicks.append(click)
+        return click
 
     def prompt(self) -> Prompt:
         count = max(1, max(len(c) for c in self.clicks))
@@ -119,8 +136,11 @@ class _Session:
         """Feed the answer back and click on its largest error."""
         self.prior = F.avg_pool2d(torch.sigmoid(logits), 2)
         self.has_prior = torch.full((len(self.targets),), 0.0 if forget else 1.0)
-        for clicks, target, mask in zip(self.clicks, self.targets, (logits[:, 0] > 0).numpy(), strict=True):
-            self._add(clicks, target.truth, mask)
+        self.asked.zero_()
+        for row, (target, mask) in enumerate(zip(self.targets, (logits[:, 0] > 0).numpy(), strict=True)):
+            click = self._add(self.clicks[row], target.truth, mask)
+            if click is not None:
+                self.asked[row, 0] = torch.from_numpy(clicked_error(target.truth, mask, click))
 
 
 def train_on(
@@ -164,7 +184,7 @@ def train_on(
             iou = (mask & solid).sum((1, 2, 3)) / union
             error += float((torch.sigmoid(score) - iou).abs().mean()) / steps
         loss = mask_loss(logits, truth).mean() + 0.3 * F.binary_cross_entropy_with_logits(score, iou)
-        loss = loss + 0.2 * click_loss(logits, prompt)
+        loss = loss + 0.2 * click_loss(logits, prompt) + 0.25 * asked_loss(logits, truth, session.asked)
         (loss / steps).backward()  # type: ignore[no-untyped-call]
         ious.append(iou)
         losses.append(float(loss.detach()))
