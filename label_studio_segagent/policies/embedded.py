@@ -76,7 +76,7 @@ class EmbeddedPolicy(Policy):
     """The policy whose weights ship with this package.
 
     Args:
-        weights: A safetensors file written by `training.policy`; by default the shipped one.
+        weights: A safetensors file written by `segagent train-embedded policy`; by default the shipped one.
         segmenter: Whose views it looks at; by default the embedded one with its shipped weights.
         settings: How careful it is.
 

@@ -80,7 +80,7 @@ class EmbeddedSegmenter(Segmenter):
     """Click segmentation with the weights that ship with this package.
 
     Args:
-        weights: A safetensors file written by `training.segmenter`; by default the shipped one.
+        weights: A safetensors file written by `segagent train-embedded segmenter`; by default the shipped one.
         settings: Sizes of the views.
 
     Raises:

@@ -1,11 +1,7 @@
-"""Training of the embedded click policy within a time budget; resumable.
-
-python -m label_studio_segagent.training.policy --data DIR [--data DIR …] --out DIR --minutes 60 --resume
-"""
+"""Training of the embedded click policy within a time budget; resumable."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import math
@@ -242,23 +238,3 @@ class _Run:
 
 def _values(report: PolicyReport) -> tuple[float, ...]:
     return report.loss, report.heat, report.boxes, report.dense, report.drawn, report.rating_error
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded click policy.")
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--segmenter", type=Path, help="its weights; by default the shipped ones")
-    parser.add_argument("--rate", type=float, default=PolicySettings().rate)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings = PolicySettings(minutes=arguments.minutes, rate=arguments.rate, seed=arguments.seed)
-    train_policy(arguments.data, arguments.out, settings, segmenter=arguments.segmenter, resume=arguments.resume)
-
-
-if __name__ == "__main__":
-    main()

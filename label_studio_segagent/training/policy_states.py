@@ -1,21 +1,17 @@
 """HLMAT trajectories for the policy: F_sim clicks with the embedded segmenter, and every mask on the way is kept.
 
-python -m label_studio_segagent.training.policy_states --data DIR --out DIR/states.jsonl --minutes 20
-
 Rollouts start from a box that is a little off (as the agent does), from nothing, or from a corrupted mask. Running it
 again goes on with objects that have none yet.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pycocotools import mask as rle_codec
 from rich.progress import track
 
@@ -27,7 +23,7 @@ from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from .mask_corruption import corrupt_mask
 from .policy_batches import shaken_box
-from .policy_data import Instance, Scene, read_scenes
+from .policy_data import Instance, Scene
 
 __all__ = ["StoredMasks", "make_states", "read_states"]
 
@@ -113,23 +109,3 @@ def _rollouts(
             answer = segmenter.predict(state, clicks, box=box, prior=prior)
             mask, prior = answer.mask, answer.logits
         yield trajectory
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Make trajectories for the training of the embedded click policy.")
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a JSONL file; it is added to")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--segmenter", type=Path, help="its weights; by default the shipped ones")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    segmenter = EmbeddedSegmenter(arguments.segmenter)
-    seconds = arguments.minutes * 60
-    make_states(read_scenes(arguments.data), segmenter, arguments.out, seconds=seconds, seed=arguments.seed)
-
-
-if __name__ == "__main__":
-    main()
