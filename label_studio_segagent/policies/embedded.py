@@ -32,7 +32,7 @@ from .embedded_targets import box_iou, choose_click, find_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
-__all__ = ["ActSettings", "EmbeddedPolicy"]
+__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse"]
 
 log = logging.getLogger(__name__)
 _IMAGES_KEPT = 16
@@ -70,6 +70,23 @@ class _Seen:
     maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     flat: bool
     zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
+
+
+@dataclass(slots=True)
+class Glimpse:
+    """What the reviewer looks at: an object and its surroundings.
+
+    Attributes:
+        view: The window of the image.
+        box: (x0, y0, x1, y1) pixels around the object, or None when only its mask is known.
+        maps: The segmenter's maps (1, c, h, w) at strides 4, 8, 16 and its embeddings at stride 8, not padded.
+        context: (1, c, h, w) at stride 8: what the locator says about these places; not padded either.
+    """
+
+    view: View
+    box: Box | None
+    maps: list[torch.Tensor]
+    context: torch.Tensor
 
 
 class EmbeddedPolicy(Policy):
@@ -171,18 +188,31 @@ class EmbeddedPolicy(Policy):
 
     def _act(self, observed: Observation) -> Decision:
         image, mask = observed.image, observed.mask
-        seen = self._see(image)
-        box = observed.box if observed.box is not None else self._box_for(seen, observed)
-        around = _around(mask, box)
-        if around is None or (seen.flat and not mask.any()):
+        glimpse = self.glimpse(observed)
+        if glimpse is None:
             return self.decide(Finish(), 0.0, image)
-        drawn, rating, view = self._review(seen, observed, box, around)
+        drawn, rating = self._review(observed, glimpse)
         if not mask.any():
             rating = 0.0
         if rating >= self.settings.good:
             return self.decide(Finish(), rating, image)
-        click = choose_click(mask, drawn, view, observed.rejected, least=self.settings.thinnest)
+        click = choose_click(mask, drawn, glimpse.view, observed.rejected, least=self.settings.thinnest)
         return self.decide(click, rating, image)
+
+    def glimpse(self, observed: Observation) -> Glimpse | None:
+        """Where the reviewer looks and what it sees there; None where there is nothing to look at."""
+        seen, label = self._see(observed.image), self._label(observed.prompt)
+        box = observed.box if observed.box is not None else self._box_for(seen, observed)
+        around = _around(observed.mask, box)
+        if around is None or (seen.flat and not observed.mask.any()):
+            return None
+        view, maps = self._zoom(seen, observed.image, around)
+        located = self._find(seen, label)
+        with torch.inference_mode():
+            handed = torch.cat([located.context, located.region, located.heat], 1)
+            matrix = affine_of(view, seen.view, self.net.config.view, self.net.config.side)[None]
+            context = sample_context(handed, matrix, self.net.config.view // 8)
+        return Glimpse(view, box, maps, context[..., : view.height // 8, : view.width // 8])
 
     def _box_for(self, seen: _Seen, observed: Observation) -> Box | None:
         """The box of the target that a mask without a box is of: the best one for an empty mask."""
@@ -194,23 +224,18 @@ class EmbeddedPolicy(Policy):
         return max(boxes, key=lambda b: box_iou(b, there)) if boxes else None
 
     def _review(
-        self, seen: _Seen, observed: Observation, box: Box | None, around: Box
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, View]:
-        """What the mask should be (over a view), the rating of what it is, and the view."""
-        net, label = self.net, self._label(observed.prompt)
-        view, maps = self._zoom(seen, observed.image, around)
+        self, observed: Observation, glimpse: Glimpse
+    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float]:
+        """What the mask should be (over the view), and the rating of what it is."""
+        net, view, label = self.net, glimpse.view, self._label(observed.prompt)
         side = net.config.view
-        located = self._find(seen, label)
         with torch.inference_mode():
-            handed = torch.cat([located.context, located.region, located.heat], 1)
-            matrix = affine_of(view, seen.view, side, net.config.side)[None]
-            context = sample_context(handed, matrix, side // 8)
-            padded = pad_maps(maps, [side // s for s in (4, 8, 16, 8)])
-            state = torch.from_numpy(draw_state(cut_mask(observed.mask, view), box, view, side))[None]
-            logits, rating = net.reviewer(padded, state, context, net.vectors[label : label + 1])
+            *maps, context = pad_maps([*glimpse.maps, glimpse.context], [side // s for s in (4, 8, 16, 8, 8)])
+            state = torch.from_numpy(draw_state(cut_mask(observed.mask, view), glimpse.box, view, side))[None]
+            logits, rating = net.reviewer(maps, state, context, net.vectors[label : label + 1])
             rating = torch.sigmoid(rating * net.calibration[0] + net.calibration[1])
             drawn = torch.sigmoid(logits[0, 0, : view.height // 4, : view.width // 4]).numpy()
-        return drawn, float(rating[0]), view
+        return drawn, float(rating[0])
 
     def _zoom(self, seen: _Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
         """The segmenter's view of what is in a box.

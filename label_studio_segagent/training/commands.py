@@ -62,28 +62,24 @@ def policy(
     out: OutOption,
     minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = 60.0,
     trajectory_minutes: Annotated[
-        float, typer.Option(help="Time to make click trajectories first; none for objects that have one.", min=0)
-    ] = 30.0,
+        float, typer.Option(help="Time to make click trajectories, at most; objects that have one are skipped.", min=0)
+    ] = 15.0,
     segmenter: Annotated[
         Path | None, typer.Option(help="Weights of the segmenter to work with; by default those that ship.")
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Train the click policy: trajectories with the segmenter, features of all images, then the network.
+    """Train the click policy: where labels are, then trajectories with the segmenter, then how to judge and click.
 
     Use the result as SEGAGENT_POLICY=embedded:OUT/policy.safetensors.
     """
-    from ..segmenters.embedded import EmbeddedSegmenter
     from .policy import PolicySettings, train_policy
-    from .policy_data import read_scenes
-    from .policy_states import make_states
 
     try:
         _prepare(data, out, resume)
-        tool = EmbeddedSegmenter(segmenter)
-        make_states(read_scenes(data), tool, out / "states.jsonl", seconds=trajectory_minutes * 60, seed=seed)
-        done = train_policy(data, out, PolicySettings(minutes=minutes, seed=seed), segmenter=segmenter, resume=resume)
+        settings = PolicySettings(minutes=minutes, trajectory_minutes=trajectory_minutes, seed=seed)
+        done = train_policy(data, out, settings, segmenter=segmenter, resume=resume)
     except (SegAgentError, OSError) as error:
         _fail(error)
     _print_written(out, done)
@@ -107,7 +103,7 @@ def _print_written(out: Path, weights: Path) -> None:
     for name, what in (
         (weights.name, "the weights"),
         ("MODEL_CARD.md", "what they are and what they were trained on"),
-        ("curves.png", "how training went; log.csv has the numbers"),
-        ("checkpoint.pt", "where --resume goes on; stable.pt is from before the learning rate fell"),
+        ("*.png, *.csv", "how training went, as curves and numbers"),
+        ("checkpoint.pt", "where --resume goes on"),
     ):
         console.print(f"  {name:22} {what}", highlight=False)
