@@ -23,16 +23,17 @@ from typing_extensions import override
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Finish
 from ..hlmat.arrays import Box, Image, Mask, check_image, mask_box
+from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View, object_box, zoom_window
 from .base import Decision, Observation, Policy, Target
-from .embedded_inputs import affine_of, cut_mask, draw_state, pad_maps, places_of, sample_context
+from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
 from .embedded_net import Located, PolicyNet
 from .embedded_targets import box_iou, choose_click, find_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
-__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse"]
+__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse", "Seen"]
 
 log = logging.getLogger(__name__)
 _IMAGES_KEPT = 16
@@ -63,8 +64,15 @@ class ActSettings:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """An image as the locator saw it."""
+class Seen:
+    """An image as the locator saw it.
+
+    Attributes:
+        view: The whole image.
+        maps: From `Locator.see`.
+        flat: Whether it shows nothing.
+        zoomed: The segmenter's maps of views that were looked at.
+    """
 
     view: View
     maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -119,7 +127,7 @@ class EmbeddedPolicy(Policy):
         if net.config.view != self.segmenter.settings.zoom:
             zoom = self.segmenter.settings.zoom
             raise ConfigError(f"the policy looks at views of {net.config.view} pixels, the segmenter at {zoom}")
-        self._images: OrderedDict[bytes, _Seen] = OrderedDict()
+        self._images: OrderedDict[bytes, Seen] = OrderedDict()
         self._lock = threading.Lock()
         self._use(net)
 
@@ -133,7 +141,7 @@ class EmbeddedPolicy(Policy):
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
-        return [self._targets(self._see(image), image, prompt) for image, prompt in items]
+        return [self._targets(self.see(image), image, prompt) for image, prompt in items]
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
@@ -147,8 +155,13 @@ class EmbeddedPolicy(Policy):
         other._use(net)
         return other
 
-    def _see(self, image: Image) -> _Seen:
-        """The image through the locator's eyes, kept for the next question about it."""
+    def see(self, image: Image, state: ImageState | None = None) -> Seen:
+        """The image through the locator's eyes, kept for the next question about it.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            state: The segmenter's state of it, if there is one: saves the time to make another.
+        """
         check_image(image)
         pixels = np.ascontiguousarray(image)
         key = hashlib.blake2b(repr(pixels.shape).encode() + pixels.data, digest_size=16).digest()
@@ -159,10 +172,11 @@ class EmbeddedPolicy(Policy):
         side = self.net.config.side
         view = View.of((0, 0, image.shape[1], image.shape[0]), side)
         crop = view.crop(image)
+        eyes = self.segmenter.whole_maps(state or self.segmenter.set_image(pixels))
         with torch.inference_mode():
-            maps = self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float())
+            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
             padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
-            seen = _Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
+            seen = Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
         with self._lock:
             self._images[key] = seen
             while len(self._images) > _IMAGES_KEPT:
@@ -173,12 +187,12 @@ class EmbeddedPolicy(Policy):
         name = self.book.find(prompt)
         return 0 if name == SALIENT else self.net.config.labels.index(name)
 
-    def _find(self, seen: _Seen, label: int) -> Located:
+    def _find(self, seen: Seen, label: int) -> Located:
         with torch.inference_mode():
             vector, bias = self.net.vectors[label : label + 1], self.net.biases[label : label + 1]
             return self.net.locator.find(seen.maps, vector, bias)[0]
 
-    def _targets(self, seen: _Seen, image: Image, prompt: str) -> list[Target]:
+    def _targets(self, seen: Seen, image: Image, prompt: str) -> list[Target]:
         if seen.flat:
             return []
         label = self._label(prompt)
@@ -201,7 +215,7 @@ class EmbeddedPolicy(Policy):
 
     def glimpse(self, observed: Observation) -> Glimpse | None:
         """Where the reviewer looks and what it sees there; None where there is nothing to look at."""
-        seen, label = self._see(observed.image), self._label(observed.prompt)
+        seen, label = self.see(observed.image, observed.state), self._label(observed.prompt)
         box = observed.box if observed.box is not None else self._box_for(seen, observed)
         around = _around(observed.mask, box)
         if around is None or (seen.flat and not observed.mask.any()):
@@ -214,7 +228,7 @@ class EmbeddedPolicy(Policy):
             context = sample_context(handed, matrix, self.net.config.view // 8)
         return Glimpse(view, box, maps, context[..., : view.height // 8, : view.width // 8])
 
-    def _box_for(self, seen: _Seen, observed: Observation) -> Box | None:
+    def _box_for(self, seen: Seen, observed: Observation) -> Box | None:
         """The box of the target that a mask without a box is of: the best one for an empty mask."""
         targets = self._targets(seen, observed.image, observed.prompt)
         there = mask_box(observed.mask)
@@ -237,7 +251,7 @@ class EmbeddedPolicy(Policy):
             drawn = torch.sigmoid(logits[0, 0, : view.height // 4, : view.width // 4]).numpy()
         return drawn, float(rating[0])
 
-    def _zoom(self, seen: _Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
+    def _zoom(self, seen: Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
         """The segmenter's view of what is in a box.
 
         Which one depends on the box alone, not on what was asked before; boxes that differ little share a view.

@@ -124,7 +124,7 @@ def train_policy(
     kept = [is_development(s) for s in scenes]
     if all(kept):
         kept = [False] * len(scenes)
-    figures = _train_locator(run, scenes, kept)
+    figures = _train_locator(run, clicker, scenes, kept)
     path = out / "policy.safetensors"
     if not run.stop:
         save_net(run.average, path, clicker.version)
@@ -137,9 +137,9 @@ def train_policy(
     return path
 
 
-def _train_locator(run: _Run, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:
+def _train_locator(run: _Run, clicker: EmbeddedSegmenter, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:
     settings, config = run.settings, run.net.config
-    wholes = whole_features(scenes, run.net, run.out / "cache")
+    wholes = whole_features(scenes, run.net, clicker, run.out / "cache")
     weights = [0.0 if k else _weight(s) for s, k in zip(scenes, kept, strict=True)]
     dataset = LocatorDataset(scenes, wholes, config, weights)
     rng = np.random.default_rng((settings.seed, run.steps["locator"]))

@@ -21,9 +21,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..hlmat.arrays import Box
 from ..policies.embedded import EmbeddedPolicy
+from ..policies.embedded_inputs import join_maps
 from ..policies.embedded_net import PolicyNet
 from ..policies.embedded_targets import box_iou
 from ..policies.label_text import SALIENT, normalise
+from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View
 
 __all__ = [
@@ -129,31 +131,49 @@ def is_development(scene: Scene, share: float = 0.06) -> bool:
 
 @dataclass(slots=True)
 class WholeFeatures:
-    """What the frozen backbone sees of whole images, in the order of the scenes.
+    """What the frozen backbones see of whole images, in the order of the scenes; float16, not padded.
 
     Attributes:
         views: The view of each image.
-        maps: Float16 maps at strides 8, 16 and 32, not padded.
+        maps: The locator's, (1, c, h, w) at strides 8, 16 and 32.
+        eyes: The segmenter's, see `EmbeddedSegmenter.whole_maps`.
     """
 
     views: list[View]
     maps: list[list[Tensor]]
+    eyes: list[list[Tensor]]
+
+    def joined(self, number: int) -> list[Tensor]:
+        """What the locator takes of one scene, float32 (1, c, h, w)."""
+        return join_maps([m.float() for m in self.maps[number]], [m.float() for m in self.eyes[number]])
 
 
-def whole_features(scenes: Sequence[Scene], net: PolicyNet, cache: Path | None) -> WholeFeatures:
+def whole_features(
+    scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None
+) -> WholeFeatures:
     """Compute the features of all scenes, or read them from the folder `cache`."""
-    names = hashlib.sha256(repr([str(s.path) for s in scenes]).encode()).hexdigest()
+    names = hashlib.sha256(repr([str(s.path) for s in scenes]).encode()).hexdigest()[:10]
     config = net.config
     views = [View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes]
 
     def look() -> list[list[Tensor]]:
-        with torch.inference_mode():
-            return [
-                [m[0].half().contiguous() for m in net.look(_pixels(scene, view))]
-                for scene, view in track(list(zip(scenes, views, strict=True)), "features of images")
-            ]
+        return [
+            _half(net.look(torch.from_numpy(view.crop(scene.image())).permute(2, 0, 1)[None].float()))
+            for scene, view in track(list(zip(scenes, views, strict=True)), "features of images")
+        ]
 
-    return WholeFeatures(views, cached(cache, f"wholes-{config.backbone}-{config.side}-{names[:10]}", look))
+    def look_again() -> list[list[Tensor]]:
+        return [
+            _half(segmenter.whole_maps(segmenter.set_image(scene.image())))
+            for scene in track(scenes, "features of images, segmenter")
+        ]
+
+    maps = cached(cache, f"wholes-{config.backbone}-{config.side}-{names}", look)
+    return WholeFeatures(views, maps, cached(cache, f"eyes-{segmenter.version[-10:]}-{names}", look_again))
+
+
+def _half(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [m.half().contiguous() for m in maps]
 
 
 def cached(folder: Path | None, name: str, make: Callable[[], T]) -> T:
@@ -170,10 +190,6 @@ def cached(folder: Path | None, name: str, make: Callable[[], T]) -> T:
     torch.save(made, temporary)
     temporary.replace(path)
     return made
-
-
-def _pixels(scene: Scene, view: View) -> Tensor:
-    return torch.from_numpy(view.crop(scene.image())).permute(2, 0, 1)[None].float()
 
 
 def located_box(policy: EmbeddedPolicy, scene: Scene, instance: Instance, rng: np.random.Generator) -> Box:

@@ -91,7 +91,7 @@ class LocatorDataset:
         for row, number in enumerate(chosen):
             scene, view = self.scenes[number], self.wholes.views[number]
             flip = bool(self.mirror and rng.random() < 0.5)
-            maps.append(pad_maps([m.flip(-1) if flip else m for m in self.wholes.maps[number]], sides))
+            maps.append(pad_maps([m.flip(-1) if flip else m for m in self.wholes.joined(number)], sides))
             places.append(places_of(view, self.config.side))
             dense.append([_pad(_flip(m, flip), sides[1]) for m in self._dense_of(number)])
             asked: set[str] = set()
@@ -107,7 +107,7 @@ class LocatorDataset:
         region, counts = (torch.from_numpy(np.stack(m))[:, None] for m in zip(*targets, strict=True))
         dense_maps, dense_counts = (torch.from_numpy(np.stack(m)) for m in zip(*dense, strict=True))
         return LocatorBatch(
-            [torch.stack(column).float() for column in zip(*maps, strict=True)], torch.stack(places), dense_maps,
+            [torch.cat(column) for column in zip(*maps, strict=True)], torch.stack(places), dense_maps,
             dense_counts, torch.tensor(owners), torch.tensor(labels), boxes, region, counts,
         )  # fmt: skip
 

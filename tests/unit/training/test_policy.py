@@ -126,11 +126,13 @@ def test_trajectories_are_kept_and_made_once(trained: Path, data: Path, clicker:
     assert make_states(read_scenes([data]), policy, trained / "states.jsonl", seconds=60) == 0
 
 
-def test_what_is_looked_for_agrees_with_the_scenes(data: Path) -> None:
+def test_what_is_looked_for_agrees_with_the_scenes(data: Path, clicker: Path) -> None:
     scenes = read_scenes([data])
     assert [bool(s.known) for s in scenes] == [True] * 7 + [False]
     config = PolicyConfig(("object", "disc", "square"), side=96, segmenter=(16, 16, 32, 8))
-    dataset = LocatorDataset(scenes, whole_features(scenes, PolicyNet(config), None), config)
+    dataset = LocatorDataset(
+        scenes, whole_features(scenes, PolicyNet(config), EmbeddedSegmenter(clicker), None), config
+    )
     rng = np.random.default_rng(0)
     for _ in range(10):
         batch = dataset.batch(rng, 4, 2)
