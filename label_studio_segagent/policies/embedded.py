@@ -29,7 +29,7 @@ from ..segmenters.embedded_views import View, object_box, zoom_window
 from .base import Decision, Observation, Policy, Target
 from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
 from .embedded_net import Located, PolicyNet
-from .embedded_targets import box_iou, choose_click, find_targets
+from .embedded_targets import box_iou, choose_clicks, find_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
@@ -145,7 +145,11 @@ class EmbeddedPolicy(Policy):
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
-        return [self._act(observation) for observation in observations]
+        return [self._act(observation, 1)[0] for observation in observations]
+
+    @override
+    def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
+        return [self._act(observation, count) for observation in observations]
 
     def with_net(self, net: PolicyNet) -> EmbeddedPolicy:
         """The same policy with other weights (see `training.policy_fit`); this one stays as it is."""
@@ -172,7 +176,7 @@ class EmbeddedPolicy(Policy):
         side = self.net.config.side
         view = View.of((0, 0, image.shape[1], image.shape[0]), side)
         crop = view.crop(image)
-        eyes = self.segmenter.whole_maps(state or self.segmenter.set_image(pixels))
+        eyes = self.segmenter.whole_maps(pixels, state)
         with torch.inference_mode():
             maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
             padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
@@ -200,18 +204,19 @@ class EmbeddedPolicy(Policy):
         size = (image.shape[0], image.shape[1])
         return find_targets(self._find(seen, label), 0, seen.view, size, least)[: self.settings.most]
 
-    def _act(self, observed: Observation) -> Decision:
+    def _act(self, observed: Observation, count: int) -> list[Decision]:
+        """At most `count` decisions, the best one first."""
         image, mask = observed.image, observed.mask
         glimpse = self.glimpse(observed)
         if glimpse is None:
-            return self.decide(Finish(), 0.0, image)
+            return [self.decide(Finish(), 0.0, image)]
         drawn, rating = self._review(observed, glimpse)
         if not mask.any():
             rating = 0.0
         if rating >= self.settings.good:
-            return self.decide(Finish(), rating, image)
-        click = choose_click(mask, drawn, glimpse.view, observed.rejected, least=self.settings.thinnest)
-        return self.decide(click, rating, image)
+            return [self.decide(Finish(), rating, image)]
+        actions = choose_clicks(mask, drawn, glimpse.view, observed.rejected, least=self.settings.thinnest, count=count)
+        return [self.decide(action, rating, image) for action in actions]
 
     def glimpse(self, observed: Observation) -> Glimpse | None:
         """Where the reviewer looks and what it sees there; None where there is nothing to look at."""

@@ -101,13 +101,18 @@ class EmbeddedSegmenter(Segmenter):
         view = View.of((0, 0, width, height), self.settings.coarse)
         return ImageState(image, _Features(view, self._encode(image, view)))
 
-    def whole_maps(self, state: ImageState) -> list[torch.Tensor]:
-        """What the encoder says about the whole image: maps (1, c, h, w) at strides 4, 8, 16, and embeddings at 8.
+    def whole_maps(self, image: Image, state: ImageState | None = None) -> list[torch.Tensor]:
+        """What the encoder says about a whole image: maps (1, c, h, w) at strides 4, 8, 16, and embeddings at 8.
 
-        Raises:
-            InputError: The state was made by another segmenter.
+        Args:
+            image: RGB uint8 (H, W, 3).
+            state: Of this image; when this segmenter made it, nothing is computed.
         """
-        return _own(state).maps[:4]
+        features = None if state is None else state.features
+        if not isinstance(features, _Features):
+            features = self.set_image(image).features
+        maps: list[torch.Tensor] = features.maps[:4]
+        return maps
 
     def predict(
         self,
@@ -118,7 +123,8 @@ class EmbeddedSegmenter(Segmenter):
         prior: npt.NDArray[Any] | None = None,
     ) -> Segmentation:
         """Segment one object; see `Segmenter.predict`."""
-        _own(state)
+        if not isinstance(state.features, _Features):
+            raise InputError("the image state was made by another segmenter; call set_image of this one")
         clicks = [_inside(c, state.size) for c in clicks]
         before = None if prior is None else _probability(prior, state.size)
         if not clicks and box is None and before is None:
@@ -225,12 +231,6 @@ class EmbeddedSegmenter(Segmenter):
             columns, rows = np.meshgrid(xs.astype(np.float32), ys.astype(np.float32))
             low[top:bottom, left:right] = cv2.remap(logits, columns, rows, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
         return Segmentation(mask, score, low)
-
-
-def _own(state: ImageState) -> _Features:
-    if not isinstance(state.features, _Features):
-        raise InputError("the image state was made by another segmenter; call set_image of this one")
-    return state.features
 
 
 def coarse_size(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -163,10 +163,7 @@ def whole_features(
         ]
 
     def look_again() -> list[list[Tensor]]:
-        return [
-            _half(segmenter.whole_maps(segmenter.set_image(scene.image())))
-            for scene in track(scenes, "features of images, segmenter")
-        ]
+        return [_half(segmenter.whole_maps(scene.image())) for scene in track(scenes, "features of images, segmenter")]
 
     maps = cached(cache, f"wholes-{config.backbone}-{config.side}-{names}", look)
     return WholeFeatures(views, maps, cached(cache, f"eyes-{segmenter.version[-10:]}-{names}", look_again))
