@@ -29,14 +29,14 @@ def join_maps(maps: Sequence[Tensor], eyes: Sequence[Tensor]) -> list[Tensor]:
 
     Args:
         maps: The backbone's, (N, c, h, w) at strides 8, 16 and 32 of its view.
-        eyes: The segmenter's at strides 4, 8, 16 and its embeddings at stride 8, of its own view of the whole image.
+        eyes: The segmenter's, see `EmbeddedSegmenter.whole_maps`.
 
     Returns:
         Maps at the backbone's three resolutions.
     """
     m8, m16, m32 = maps
-    _, s8, s16, e8 = (
-        F.interpolate(m, size=to.shape[-2:], mode="bilinear") for m, to in zip(eyes, (m8, m8, m16, m8), strict=True)
+    s8, s16, e8 = (
+        F.interpolate(m, size=to.shape[-2:], mode="bilinear") for m, to in zip(eyes, (m8, m16, m8), strict=True)
     )
     return [torch.cat([m8, s8, e8], 1), torch.cat([m16, s16], 1), m32]
 

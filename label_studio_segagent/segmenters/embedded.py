@@ -103,7 +103,7 @@ class EmbeddedSegmenter(Segmenter):
         return ImageState(image, _Features(self.version, view, self._encode(image, view)))
 
     def whole_maps(self, image: Image, state: ImageState | None = None) -> list[torch.Tensor]:
-        """What the encoder says about a whole image: maps (1, c, h, w) at strides 4, 8, 16, and embeddings at 8.
+        """What the encoder says about a whole image: maps (1, c, h, w) at strides 8 and 16, and embeddings at 8.
 
         Args:
             image: RGB uint8 (H, W, 3).
@@ -111,7 +111,7 @@ class EmbeddedSegmenter(Segmenter):
         """
         if state is None or not self._made(state):
             state = self.set_image(image)
-        maps: list[torch.Tensor] = state.features.maps[:4]
+        maps: list[torch.Tensor] = state.features.maps[1:4]
         return maps
 
     def _made(self, state: ImageState) -> bool:

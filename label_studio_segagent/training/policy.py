@@ -24,7 +24,7 @@ from ..segmenters.embedded import EmbeddedSegmenter
 from .backbone import load_imagenet
 from .feeding import SpareCores, keep_memory, ready_batches
 from .policy_calibration import calibrate_rating, calibrate_targets
-from .policy_data import Scene, cached, is_development, read_scenes, whole_features
+from .policy_data import Scene, cached, crop_scene, is_development, read_scenes, whole_features
 from .policy_locating import LocatorDataset
 from .policy_reviewing import Review, ReviewDataset, make_reviews
 from .policy_states import make_states, read_states
@@ -58,6 +58,7 @@ class PolicySettings:
         rate: Learning rate.
         decay: AdamW's weight decay.
         scenes: Images in a batch of the locator.
+        crops: Parts of each image that it learns from as well.
         prompts: Labels looked for in each of them, at most.
         reviews: Masks in a batch of the reviewer.
         warmup: Steps until the full learning rate.
@@ -77,6 +78,7 @@ class PolicySettings:
     rate: float = 1e-3
     decay: float = 0.03
     scenes: int = 8
+    crops: int = 1
     prompts: int = 3
     reviews: int = 12
     warmup: int = 50
@@ -139,16 +141,19 @@ def train_policy(
 
 def _train_locator(run: _Run, clicker: EmbeddedSegmenter, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:
     settings, config = run.settings, run.net.config
-    wholes = whole_features(scenes, run.net, clicker, run.out / "cache")
-    weights = [0.0 if k else _weight(s) for s, k in zip(scenes, kept, strict=True)]
-    dataset = LocatorDataset(scenes, wholes, config, weights)
+    rng = np.random.default_rng(settings.seed)
+    learned = [s for s, k in zip(scenes, kept, strict=True) if not k]
+    learned += [crop for s in learned for _ in range(settings.crops) if (crop := crop_scene(s, rng)) is not None]
+    wholes = whole_features(learned, run.net, clicker, run.out / "cache")
+    dataset = LocatorDataset(learned, wholes, config, [_weight(s) for s in learned])
     rng = np.random.default_rng((settings.seed, run.steps["locator"]))
     run.loop(
         "locator", settings.minutes * settings.locating,
         lambda: dataset.batch(rng, settings.scenes, settings.prompts), lambda batch: locating_loss(run.net, batch),
     )  # fmt: skip
-    held = [i for i, k in enumerate(kept) if k] or list(range(len(scenes)))
-    return calibrate_targets(run.average, LocatorDataset(scenes, wholes, config, mirror=False), held)
+    held = [s for s, k in zip(scenes, kept, strict=True) if k] or learned
+    seen = whole_features(held, run.net, clicker, run.out / "cache")
+    return calibrate_targets(run.average, LocatorDataset(held, seen, config, mirror=False))
 
 
 def _train_reviewer(run: _Run, policy: EmbeddedPolicy, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:

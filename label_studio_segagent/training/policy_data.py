@@ -29,13 +29,17 @@ from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View
 
 __all__ = [
-    "Instance", "Scene", "WholeFeatures", "cached", "is_development", "located_box", "read_scenes", "shrink",
-    "whole_features",
+    "Instance", "Scene", "WholeFeatures", "cached", "crop_scene", "is_development", "located_box", "read_scenes",
+    "shrink", "whole_features",
 ]  # fmt: skip
 
 T = TypeVar("T")
 _LEAST = 0.002
 """Share of the image below which an object is not learned from."""
+_VISIBLE = 0.3
+"""Share of an object that a cropped scene must show for it to count as one."""
+_MOSTLY = 0.8
+"""Share that it must show of one object at least."""
 _FOUND = 0.35
 """Box IoU from which a located target is taken for the object."""
 
@@ -73,6 +77,7 @@ class Scene:
         instances: The annotated objects, largest first.
         small: Annotated objects that are too small to learn from; they are not background either.
         known: Labels of which every instance is annotated here.
+        corner: (x, y) of the part of the file that this is, whose extent is `size`.
     """
 
     path: Path
@@ -80,11 +85,13 @@ class Scene:
     instances: tuple[Instance, ...]
     small: tuple[Instance, ...]
     known: frozenset[str]
+    corner: tuple[int, int] = (0, 0)
 
     def image(self) -> npt.NDArray[np.uint8]:
         """RGB uint8 (H, W, 3)."""
+        (x, y), (height, width) = self.corner, self.size
         with Image.open(self.path) as file:
-            return np.asarray(file.convert("RGB"))
+            return np.asarray(file.convert("RGB"))[y : y + height, x : x + width]
 
 
 def read_scenes(roots: Sequence[Path], annotations: str = "train.json") -> list[Scene]:
@@ -123,6 +130,34 @@ def _instance(annotation: dict[str, Any], image: dict[str, Any], names: dict[int
     return Instance(label, rle, (x, y, x + w, y + h), share, f"{root}/{annotation['id']}")
 
 
+def crop_scene(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """A part of a scene that shows most of one of its objects, larger, as another scene; None where none was found."""
+    height, width = scene.size
+    for _ in range(6 if scene.instances else 0):
+        shown = scene.instances[int(rng.integers(len(scene.instances)))]
+        h, w = (int(side * rng.uniform(0.45, 0.9)) for side in (height, width))
+        x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+        parts: dict[bool, list[Instance]] = {True: [], False: []}
+        seen = 0.0
+        for instance in (*scene.instances, *scene.small):
+            mask = instance.mask()
+            part = mask[y : y + h, x : x + w]
+            share = int(np.count_nonzero(part)) / max(int(np.count_nonzero(mask)), 1)
+            if not part.any():
+                continue
+            cut = rle_codec.encode(np.asfortranarray(part, np.uint8))
+            left, top, across, down = (float(v) for v in rle_codec.toBbox(cut))
+            area = float(part.mean())
+            known = share > _VISIBLE and area >= _LEAST
+            box = (left, top, left + across, top + down)
+            parts[known].append(Instance(instance.label, cut, box, area, f"{instance.key}@{x},{y}"))
+            seen = max(seen, share) if instance is shown else seen
+        if seen > _MOSTLY:
+            objects = tuple(sorted(parts[True], key=lambda i: -i.share))
+            return Scene(scene.path, (h, w), objects, tuple(parts[False]), scene.known, (x, y))
+    return None
+
+
 def is_development(scene: Scene, share: float = 0.06) -> bool:
     """Whether a training image is kept back for calibration; decided by a hash of its name."""
     digest = hashlib.blake2b(scene.path.name.encode(), digest_size=4).digest()
@@ -152,7 +187,7 @@ def whole_features(
     scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None
 ) -> WholeFeatures:
     """Compute the features of all scenes, or read them from the folder `cache`."""
-    names = hashlib.sha256(repr([str(s.path) for s in scenes]).encode()).hexdigest()[:10]
+    names = hashlib.sha256(repr([(str(s.path), s.corner, s.size) for s in scenes]).encode()).hexdigest()[:10]
     config = net.config
     views = [View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes]
 

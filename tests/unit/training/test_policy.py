@@ -18,7 +18,7 @@ from label_studio_segagent.policies.embedded_targets import box_iou
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.training.policy import PolicySettings, train_policy
-from label_studio_segagent.training.policy_data import located_box, read_scenes, whole_features
+from label_studio_segagent.training.policy_data import crop_scene, located_box, read_scenes, whole_features
 from label_studio_segagent.training.policy_fit import fit_policy
 from label_studio_segagent.training.policy_locating import LocatorDataset
 from label_studio_segagent.training.policy_reviewing import ReviewDataset, make_reviews
@@ -145,6 +145,22 @@ def test_what_is_looked_for_agrees_with_the_scenes(data: Path, clicker: Path) ->
                 low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
                 assert across.min() >= low[0] - 1 and across.max() <= high[0]
                 assert down.min() >= low[1] - 1 and down.max() <= high[1]
+
+
+def test_parts_of_scenes_are_scenes(data: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = read_scenes([data])[1]
+    crops = [crop for _ in range(30) if (crop := crop_scene(scene, rng)) is not None]
+    assert len(crops) > 20 and len({c.corner for c in crops}) > 10
+    for crop in crops:
+        (x, y), (height, width) = crop.corner, crop.size
+        assert (crop.image() == scene.image()[y : y + height, x : x + width]).all()
+        assert crop.image().shape == (height, width, 3) and crop.known == scene.known
+        for part in crop.instances:
+            whole = next(i for i in scene.instances if i.key == part.key.split("@")[0])
+            assert part.label == whole.label and (part.mask() == whole.mask()[y : y + height, x : x + width]).all()
+            rows, columns = np.nonzero(part.mask())
+            assert part.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_reviews_show_what_the_policy_would_see(trained: Path, data: Path, clicker: Path) -> None:
