@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,12 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
-from ..hlmat.arrays import Box, Image, Mask, check_image
+from ..hlmat.arrays import Box, Image, Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory
 from ..policies.base import Observation, Policy
 from ..segmenters.base import ImageState, Segmenter
+from ..segmenters.cache import EmbeddingCache
 from .rollout import Attempt, Rollout
 from .search import run_lockstep
 
@@ -27,7 +26,6 @@ __all__ = ["SegAgent"]
 
 _ALGORITHM = "agent-1"
 """Changes whenever the same models would give another mask; part of the model version."""
-_STATES_KEPT = 16
 _SAME_OBJECT = 0.7
 """Two results that overlap more than this (IoU) are one object."""
 
@@ -44,6 +42,7 @@ class SegAgent:
         candidates: Actions tried at every step; only 1 (greedy) so far.
         stop_iou: A predicted IoU at which a rollout stops.
         time_budget: Seconds after which a call makes no further click, or None.
+        cache: Keeps encoded images; may be shared with other agents. One of its own by default.
 
     Attributes:
         version: Content address of everything that changes the output; Label Studio's model version.
@@ -61,6 +60,7 @@ class SegAgent:
         *,
         stop_iou: float = 0.95,
         time_budget: float | None = None,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         if max_clicks < 0:
             raise ConfigError(f"max_clicks is {max_clicks}; it must be 0 or more")
@@ -72,8 +72,7 @@ class SegAgent:
         self.max_clicks, self.stop_iou, self.time_budget = max_clicks, stop_iou, time_budget
         parts = (_ALGORITHM, policy.version, segmenter.version, max_clicks, stop_iou, time_budget)
         self.version = f"segagent-{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
-        self._states: OrderedDict[bytes, ImageState] = OrderedDict()
-        self._lock = threading.Lock()
+        self.cache = EmbeddingCache() if cache is None else cache
 
     def segment(self, image: Image, prompt: str) -> Rollout:
         """Segment one object: the best instance of `prompt` in an RGB uint8 (H, W, 3) image.
@@ -180,19 +179,16 @@ class SegAgent:
         Raises:
             InputError: The image is not such an array.
         """
-        check_image(image)
-        pixels = np.array(image, order="C")  # a copy: the caller may draw on its own
-        key = hashlib.blake2b(repr(pixels.shape).encode() + pixels.data, digest_size=16).digest()
-        with self._lock:
-            if key in self._states:
-                self._states.move_to_end(key)
-                return self._states[key]
-        state = self.segmenter.set_image(pixels)
-        with self._lock:
-            self._states[key] = state
-            while len(self._states) > _STATES_KEPT:
-                self._states.popitem(last=False)
-        return state
+        return self.cache.encode(self.segmenter, image)
+
+    def prewarm(self, images: Iterable[Image]) -> None:
+        """Encode images, RGB uint8 (H, W, 3), ahead of the first click; one after another, as they are drawn.
+
+        Raises:
+            InputError: One is not such an array.
+        """
+        for image in images:
+            self.encode(image)
 
     def _segment(
         self, items: Sequence[tuple[Image, str, int | None]], seconds: float | None = None
