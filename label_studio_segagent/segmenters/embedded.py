@@ -139,7 +139,7 @@ class EmbeddedSegmenter(Segmenter):
         coarse = sum(m.nbytes for m in features.maps)
         side = View.of((0, 0, settings.zoom, settings.zoom), settings.zoom).width
         zoomed = coarse * side**2 // (features.coarse.height * features.coarse.width) * (2 if settings.mirror else 1)
-        return state.image.nbytes + coarse + settings.views * zoomed
+        return int(state.image.nbytes + coarse + settings.views * zoomed)
 
     def _encode(self, image: Image, view: View, mirror: bool = False) -> list[torch.Tensor]:
         pixels = torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float()

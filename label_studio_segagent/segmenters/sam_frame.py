@@ -129,4 +129,4 @@ def _between(values: npt.NDArray[np.number], at: npt.NDArray[np.float64], axis: 
     at = np.minimum(at, values.shape[axis] - 1)
     low = np.minimum(at.astype(int), values.shape[axis] - 2)
     part = np.expand_dims(at - low, 1 - axis)
-    return values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+    return np.asarray(values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part, np.float64)

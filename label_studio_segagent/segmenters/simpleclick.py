@@ -44,6 +44,10 @@ _AT_ONCE = 8
 """Queries in one pass; bounds its memory."""
 _ABSENT = -10.0
 """The logit of "surely not the object"."""
+_UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, pickle.UnpicklingError
+)  # fmt: skip
+"""What reading a file that holds something else may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,7 @@ class SimpleClickSegmenter(Segmenter):
 
     def __init__(self, path: str = "", device: torch.device | None = None) -> None:
         if not path:
-            raise ConfigError(
-                "'simpleclick' needs a checkpoint, for example 'simpleclick:/models/cocolvis_vit_base.pth'"
-            )
+            raise ConfigError("'simpleclick' needs a checkpoint, as in 'simpleclick:/models/cocolvis_vit_base.pth'")
         self.net = _load(Path(path))
         self.device = device or best_device()
         digest = hash_weights(self.net, self.net.heads, self.device.type)
@@ -187,16 +189,7 @@ def _load(path: Path) -> SimpleClickNet:
             content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"] if "state_dict" in content else content
         return SimpleClickNet({name: tensor.float() for name, tensor in state.items()}, _heads(content))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        pickle.UnpicklingError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        EOFError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise ConfigError(f"{path} is no SimpleClick checkpoint: {reason}") from error
 

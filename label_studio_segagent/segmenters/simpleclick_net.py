@@ -18,7 +18,7 @@ SIDE = 448
 """Pixels of the square that the published models were trained on."""
 _WINDOW = 224
 """Pixels of the windows that most blocks attend within."""
-_HEADS = {160: 4, 768: 12, 1024: 16, 1280: 16}
+_HEADS = {768: 12, 1024: 16, 1280: 16}
 """Heads of the published ViTs by width; no tensor tells them."""
 _UNUSED = ("backbone.cls_token", "backbone.head.", "backbone.fc_norm.", "head.up_conv")
 """Published tensors that play no part: of the classifier that the ViT came from, and of a finer head than is used."""

@@ -17,7 +17,7 @@ from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Decision, Observation, Policy, Target
 from label_studio_segagent.policies.oracle import OraclePolicy
-from label_studio_segagent.segmenters import ImageState, Query, Segmentation, Segmenter
+from label_studio_segagent.segmenters import EmbeddingCache, ImageState, Query, Segmentation, Segmenter
 
 
 class Discs(Segmenter):
