@@ -80,8 +80,8 @@ class Frame:
     def mask_prompt(self, mask: Mask, cells: int) -> Float:
         """A mask as the logits that the model takes for an earlier answer of its own.
 
-        Each cell holds the log-odds of the share of its area that the mask covers, at most +-6.9, so that edges are
-        exact and soft at any ratio of the two resolutions; padding is certainly not the object.
+        Each cell holds the log-odds of the share that the mask covers of the cell's part of the image, at most +-6.9,
+        so that edges are exact and soft at any ratio of the two resolutions; padding is certainly not the object.
 
         Args:
             mask: bool (H, W).
@@ -94,10 +94,11 @@ class Frame:
         # Sums over the rectangle above and to the left of every corner; four of them give any rectangle's sum.
         sums = cv2.integral(mask.astype(np.uint8))
         step = self.side / cells
-        rows = np.arange(cells + 1) * step * height / self.height
-        columns = np.arange(cells + 1) * step * width / self.width
+        rows = np.minimum(np.arange(cells + 1) * step * height / self.height, height)
+        columns = np.minimum(np.arange(cells + 1) * step * width / self.width, width)
         corners = _between(_between(sums, rows, 0), columns, 1)
-        covered = np.diff(np.diff(corners, axis=0), axis=1) / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
+        areas = np.diff(rows)[:, None] * np.diff(columns)
+        covered = np.diff(np.diff(corners, axis=0), axis=1) / np.maximum(areas, 1e-9)
         covered = np.clip(covered, _CERTAIN, 1 - _CERTAIN)
         return np.asarray(np.log(covered / (1 - covered)), np.float32)
 
@@ -125,8 +126,7 @@ class Frame:
 
 
 def _between(values: npt.NDArray[np.number], at: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
-    """The values at fractional indices along an axis, linearly between whole ones, constant beyond the last."""
-    at = np.minimum(at, values.shape[axis] - 1)
+    """The values at fractional indices along an axis, linearly between whole ones."""
     low = np.minimum(at.astype(int), values.shape[axis] - 2)
     part = np.expand_dims(at - low, 1 - axis)
     return np.asarray(values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part, np.float64)
