@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 
 from .errors import ConfigError
 
-__all__ = ["hash_weights", "read_weights"]
+__all__ = ["UNREADABLE", "hash_weights", "read_weights"]
+
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, pickle.UnpicklingError
+)  # fmt: skip
+"""What `torch.load` and what builds on it may raise for a file that holds something else."""
 
 
 def read_weights(path: Path, model: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

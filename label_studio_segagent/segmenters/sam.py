@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from ..devices import best_device, place
 from ..errors import ConfigError
-from ..weights import hash_weights
+from ..weights import UNREADABLE, hash_weights
 from .sam_family import Looks, Maps, Prompts, SamFamily
 
 __all__ = ["SamSegmenter"]
@@ -91,7 +90,7 @@ def _load(size: str, path: Path) -> Any:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except UNREADABLE as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise ConfigError(f"{path} is no SAM checkpoint of size {size}: {reason}") from error
     return model

@@ -14,7 +14,6 @@ at loading; that real weights give the published accuracy is not verified.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..devices import best_device, place
 from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, check_image
-from ..weights import hash_weights
+from ..weights import UNREADABLE, hash_weights
 from .base import ImageState, Query, Segmentation, Segmenter
 from .sam_frame import IMAGENET, Frame
 from .simpleclick_net import SIDE, SimpleClickNet
@@ -44,10 +43,6 @@ _AT_ONCE = 8
 """Queries in one pass; bounds its memory."""
 _ABSENT = -10.0
 """The logit of "surely not the object"."""
-_UNREADABLE = (
-    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, pickle.UnpicklingError
-)  # fmt: skip
-"""What reading a file that holds something else may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +184,7 @@ def _load(path: Path) -> SimpleClickNet:
             content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"] if "state_dict" in content else content
         return SimpleClickNet({name: tensor.float() for name, tensor in state.items()}, _heads(content))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise ConfigError(f"{path} is no SimpleClick checkpoint: {reason}") from error
 

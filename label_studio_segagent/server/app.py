@@ -152,7 +152,9 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     metrics.model.labels(predictor.model_version).set(1)
     metrics.watch_cache(predictor.cache)
     gate = _Gate(settings.predict_concurrency, settings.predict_queue, metrics)
-    prewarmer = Prewarmer(predictor, lambda: gate.idle, settings.prewarm_tasks)
+    # Where /predict wants a password, an open /webhook is no way to have images fetched and encoded.
+    trusted = bool(settings.webhook_secret.get_secret_value()) or not settings.basic_auth_user
+    prewarmer = Prewarmer(predictor, lambda: gate.idle, settings.prewarm_tasks if trusted else 0)
     add_auth(app, settings)
     _add_timing(app, metrics)
     _add_errors(app)

@@ -31,10 +31,10 @@ def _sam(name: str, **decoder: int) -> Any:
 
 def _sam2(name: str, **more: Any) -> Any:
     backbone = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 2, 2, 4],
-        "window_size_per_stage": [8, 4, 4, 2], "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [2, 2],
+        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 2, 2, 4], "window_size_per_stage": [8, 4, 4, 2],
+        "global_attention_blocks": [3], "window_positional_embedding_background_size": [2, 2],
     }  # fmt: skip
     vision = {
         "model_type": "sam2_vision_model", "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8],
