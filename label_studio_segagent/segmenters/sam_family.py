@@ -162,7 +162,7 @@ class SamFamily(Segmenter):
                     logits, scores = self._decode([p.encoded.maps for p in chunk], self._stack(chunk, multimask))
                     best = scores.argmax(1)
                     for row, prepared in enumerate(chunk):
-                        chosen = logits[row, best[row]].float()
+                        chosen = logits[row, best[row]].float().cpu().numpy()
                         score = float(scores[row, best[row]])
                         answers[prepared.index] = self._answer(prepared.encoded.frame, chosen, score)
         return answers
@@ -211,11 +211,11 @@ class SamFamily(Segmenter):
             multimask=multimask,
         )
 
-    def _answer(self, frame: Frame, logits: Tensor, score: float) -> Segmentation:
-        mask = (frame.restore(logits) > 0).cpu().numpy()
+    def _answer(self, frame: Frame, logits: npt.NDArray[np.float32], score: float) -> Segmentation:
+        mask = frame.restore(logits) > 0
         if self.looks.clamp is not None:
-            logits = logits.clamp(-self.looks.clamp, self.looks.clamp)
-        return Segmentation(mask, min(max(score, 0.0), 1.0), logits.cpu().numpy())
+            logits = np.clip(logits, -self.looks.clamp, self.looks.clamp)
+        return Segmentation(mask, min(max(score, 0.0), 1.0), logits)
 
     def _nothing(self, state: ImageState) -> Segmentation:
         cells = self.looks.cells

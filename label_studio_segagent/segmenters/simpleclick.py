@@ -101,16 +101,16 @@ class SimpleClickSegmenter(Segmenter):
             logits = self._run(pixels, np.stack([hint for i in chunk if (hint := hints[i]) is not None]))
             for i, answer in zip(chunk, logits, strict=True):
                 whole = queries[i].state.features.frame.restore(answer)
-                answers[i] = Segmentation((whole > 0).cpu().numpy(), _expected_iou(answer), answer.cpu().numpy())
+                answers[i] = Segmentation(whole > 0, _expected_iou(answer), answer)
         return answers
 
-    def _run(self, pixels: Image, hints: Float) -> torch.Tensor:
+    def _run(self, pixels: Image, hints: Float) -> Float:
         """Logits, float32 (B, SIDE, SIDE)."""
         mean, std = (torch.tensor(v, device=self.device).reshape(1, 3, 1, 1) * 255 for v in IMAGENET)
         images = (torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() - mean) / std
         fast = self.device.type == "cuda"
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=fast):
-            logits: torch.Tensor = self.net(images, torch.from_numpy(hints).to(self.device)).float()
+            logits: Float = self.net(images, torch.from_numpy(hints).to(self.device)).float().cpu().numpy()
         return logits
 
 
@@ -126,7 +126,7 @@ def _hints(query: Query) -> Float | None:
         return None
     hints = np.zeros((3, SIDE, SIDE), np.float32)
     if prior is not None:
-        hints[0] = 1 / (1 + np.exp(-np.clip(prior, -30, 30)))
+        hints[0] = _sigmoid(prior)
     rows, columns = np.ogrid[:SIDE, :SIDE]
     for click, (x, y) in zip(clicks, frame.points(clicks), strict=True):
         hints[1 if click.positive else 2][(rows - y) ** 2 + (columns - x) ** 2 <= _RADIUS**2] = 1
@@ -154,12 +154,16 @@ def _prior(query: Query) -> Float | None:
     return np.asarray(prior, np.float32)
 
 
-def _expected_iou(logits: torch.Tensor) -> float:
+def _expected_iou(logits: Float) -> float:
     """The mask's IoU with an object that has each pixel with the probability the network gives it."""
-    chances = torch.sigmoid(logits)
+    chances = _sigmoid(logits)
     inside = logits > 0
     union = float(inside.sum() + chances[~inside].sum())
     return float(chances[inside].sum()) / union if union else 0.0
+
+
+def _sigmoid(logits: Float) -> Float:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))), np.float32)
 
 
 def _nothing(state: ImageState) -> Segmentation:

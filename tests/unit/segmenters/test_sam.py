@@ -91,7 +91,7 @@ def test_answers_equal_those_of_sam_predictor(package: Any, segmenter: SamSegmen
     first = segmenter.predict(state, clicks[:1])
     masks, scores, logits = predictor.predict(coords[:1], labels[:1], multimask_output=True)
     best = int(scores.argmax())
-    np.testing.assert_array_equal(first.mask, masks[best])
+    assert (first.mask != masks[best]).mean() < 0.001  # where the logit is a rounding error away from 0
     np.testing.assert_allclose(first.logits, logits[best], atol=1e-4)
     assert first.score == pytest.approx(np.clip(scores[best], 0, 1), abs=1e-5)
 
@@ -99,7 +99,7 @@ def test_answers_equal_those_of_sam_predictor(package: Any, segmenter: SamSegmen
     masks, scores, logits = predictor.predict(
         coords, labels, np.array([2, 3, 30, 40]), logits[best][None], multimask_output=False
     )
-    np.testing.assert_array_equal(second.mask, masks[0])
+    assert (second.mask != masks[0]).mean() < 0.001
     np.testing.assert_allclose(second.logits, logits[0], atol=1e-4)
     assert second.mask.shape == size
 

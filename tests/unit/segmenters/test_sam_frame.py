@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.hlmat.metrics import iou
@@ -80,7 +81,7 @@ def test_what_goes_in_as_a_prompt_comes_out_at_the_same_place(make: str, size: t
     mask = np.zeros(size, bool)
     mask[height // 4 : max(height // 2, height // 4 + 1), width // 3 : max(2 * width // 3, width // 3 + 1)] = True
     frame = MAKE[make](size, 1024)
-    back = (frame.restore(torch.from_numpy(frame.mask_prompt(mask, 256))) > 0).numpy()
+    back = frame.restore(frame.mask_prompt(mask, 256)) > 0
     assert back.shape == size
     assert iou(back, mask) > 0.97
     if max(size) <= 256:  # cells are smaller than pixels then: nothing may be lost
@@ -92,6 +93,19 @@ def test_a_shift_by_one_pixel_is_seen(make: str) -> None:
     mask = np.zeros((60, 200), bool)
     mask[20:40, 50:100] = True
     frame = MAKE[make]((60, 200), 1024)
-    back = (frame.restore(torch.from_numpy(frame.mask_prompt(mask, 256))) > 0).numpy()
+    back = frame.restore(frame.mask_prompt(mask, 256)) > 0
     np.testing.assert_array_equal(np.flatnonzero(back.any(0))[[0, -1]], [50, 99])
     np.testing.assert_array_equal(np.flatnonzero(back.any(1))[[0, -1]], [20, 39])
+
+
+@pytest.mark.parametrize("make", MAKE)
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_are_enlarged_as_the_published_tools_do(make: str, size: tuple[int, int]) -> None:
+    frame = MAKE[make](size, 256)
+    logits = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = logits
+    if make == "padded":
+        maps = F.interpolate(maps, (256, 256), mode="bilinear", align_corners=False)
+        maps = maps[..., : frame.height, : frame.width]
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    np.testing.assert_allclose(frame.restore(logits[0, 0].numpy()), expected, atol=2e-3)
