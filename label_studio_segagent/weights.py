@@ -1,15 +1,23 @@
-"""Weights files of the embedded models: safetensors with what they hold in the metadata."""
+"""Weights: reading the files of the embedded models (safetensors, what they hold in the metadata), and naming any."""
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from .errors import ConfigError
 
-__all__ = ["read_weights"]
+__all__ = ["UNREADABLE", "hash_weights", "read_weights"]
+
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, pickle.UnpicklingError
+)  # fmt: skip
+"""What `torch.load` and what builds on it may raise for a file that holds something else."""
 
 
 def read_weights(path: Path, model: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -33,3 +41,17 @@ def read_weights(path: Path, model: str) -> tuple[dict[str, str], dict[str, torc
     if metadata.get("kind") != f"segagent-{model}":
         raise ConfigError(f"{path} holds no {model} (its kind is {metadata.get('kind')!r})")
     return metadata, state
+
+
+def hash_weights(model: nn.Module, *settings: object) -> str:
+    """A content address, 16 hexadecimal digits: of all tensors of a model, wherever it runs, and of the settings.
+
+    Args:
+        model: As it was loaded, before anything is folded or cast.
+        settings: Whatever else changes the output; what counts is their `repr`.
+    """
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

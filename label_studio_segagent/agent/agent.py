@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,12 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
-from ..hlmat.arrays import Box, Image, Mask, check_image
+from ..hlmat.arrays import Box, Image, Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory
 from ..policies.base import Observation, Policy, Target
 from ..segmenters.base import ImageState, Segmenter
+from ..segmenters.cache import EmbeddingCache
 from .lockstep import run_lockstep
 from .rollout import Attempt, Rollout
 from .search import TreeSearch
@@ -28,7 +27,6 @@ __all__ = ["SegAgent"]
 
 _ALGORITHM = "agent-1"
 """Changes whenever the same models would give another mask; part of the model version."""
-_STATES_KEPT = 16
 _IN_FLIGHT = 16
 """Rollouts advanced together."""
 _SAME_OBJECT = 0.7
@@ -49,6 +47,7 @@ class SegAgent:
         tool_calls: Calls of the segmenter that a search may spend on one object, or None.
         stop_iou: A predicted IoU at which a rollout stops.
         time_budget: Seconds after which a call makes no further click, or None.
+        cache: Keeps encoded images; may be shared with other agents. One of its own by default.
 
     Attributes:
         version: Content address of everything that changes the output; Label Studio's model version.
@@ -68,6 +67,7 @@ class SegAgent:
         tool_calls: int | None = None,
         stop_iou: float = 0.95,
         time_budget: float | None = None,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         if max_clicks < 0:
             raise ConfigError(f"max_clicks is {max_clicks}; it must be 0 or more")
@@ -85,8 +85,7 @@ class SegAgent:
         search = () if candidates == 1 else (candidates, beam, tool_calls)
         parts = (_ALGORITHM, policy.version, segmenter.version, max_clicks, stop_iou, time_budget, *search)
         self.version = f"segagent-{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
-        self._states: OrderedDict[bytes, ImageState] = OrderedDict()
-        self._lock = threading.Lock()
+        self.cache = EmbeddingCache() if cache is None else cache
 
     def segment(self, image: Image, prompt: str) -> Rollout:
         """Segment one object: the best instance of `prompt` in an RGB uint8 (H, W, 3) image.
@@ -193,19 +192,16 @@ class SegAgent:
         Raises:
             InputError: The image is not such an array.
         """
-        check_image(image)
-        pixels = np.array(image, order="C")  # a copy: the caller may draw on its own
-        key = hashlib.blake2b(repr(pixels.shape).encode() + pixels.data, digest_size=16).digest()
-        with self._lock:
-            if key in self._states:
-                self._states.move_to_end(key)
-                return self._states[key]
-        state = self.segmenter.set_image(pixels)
-        with self._lock:
-            self._states[key] = state
-            while len(self._states) > _STATES_KEPT:
-                self._states.popitem(last=False)
-        return state
+        return self.cache.encode(self.segmenter, image)
+
+    def prewarm(self, images: Iterable[Image]) -> None:
+        """Encode images, RGB uint8 (H, W, 3), ahead of the first click; one after another, as they are drawn.
+
+        Raises:
+            InputError: One is not such an array.
+        """
+        for image in images:
+            self.encode(image)
 
     def _segment(
         self, items: Sequence[tuple[Image, str, int | None]], seconds: float | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -100,3 +100,28 @@ class Segmenter(ABC):
     def predict_batch(self, queries: Sequence[Query]) -> list[Segmentation]:
         """Answer several queries, in order. Segmenters that gain from batching override this."""
         return [self.predict(q.state, q.clicks, box=q.box, prior=q.prior) for q in queries]
+
+    def state_bytes(self, state: ImageState) -> int:
+        """Bytes of memory, of CPU and GPU together, that a state holds, or may come to hold: image and features."""
+        return state.image.nbytes + _tree_bytes(state.features)
+
+    def pack(self, state: ImageState) -> Mapping[str, npt.NDArray[Any]] | None:
+        """The features as named arrays, for a cache on disk; None, the default, where encoding anew is as good."""
+        return None
+
+    def unpack(self, image: Image, arrays: Mapping[str, npt.NDArray[Any]]) -> ImageState:
+        """The state of an image from what `pack` made of it."""
+        raise NotImplementedError
+
+
+def _tree_bytes(features: Any) -> int:
+    """Bytes of all arrays and tensors in dataclasses, mappings and sequences."""
+    if hasattr(features, "nbytes"):
+        return int(features.nbytes)
+    if isinstance(features, Mapping):
+        return sum(map(_tree_bytes, features.values()))
+    if isinstance(features, (list, tuple)):
+        return sum(map(_tree_bytes, features))
+    if is_dataclass(features):
+        return sum(_tree_bytes(getattr(features, f.name)) for f in fields(features))
+    return 0

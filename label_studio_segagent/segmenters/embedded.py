@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 
 from ..errors import InputError
 from ..hlmat.actions import Click
@@ -146,6 +147,15 @@ class EmbeddedSegmenter(Segmenter):
         view, maps = zoomed
         logits, score = self._decode(view, maps, state.size, clicks, box, before)
         return self._compose(state, view, logits, score)
+
+    @override
+    def state_bytes(self, state: ImageState) -> int:
+        """The image, the coarse maps, and all the zoomed ones that clicks may add."""
+        settings, features = self.settings, state.features
+        coarse = sum(m.nbytes for m in features.maps)
+        side = View.of((0, 0, settings.zoom, settings.zoom), settings.zoom).width
+        zoomed = coarse * side**2 // (features.coarse.height * features.coarse.width) * (2 if settings.mirror else 1)
+        return int(state.image.nbytes + coarse + settings.views * zoomed)
 
     def _encode(self, image: Image, view: View, mirror: bool = False) -> list[torch.Tensor]:
         pixels = torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float()

@@ -23,10 +23,11 @@ from ..errors import SegAgentError
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..policies import load_policy
-from ..segmenters import load_segmenter
+from ..segmenters import EmbeddingCache, load_segmenter
 from .inbox import Inbox
 from .metrics import Metrics
 from .predictor import Predictor
+from .prewarm import Prewarmer
 from .settings import Settings, load_settings
 
 __all__ = ["add_auth", "build_agent", "build_predictor", "create_app"]
@@ -57,6 +58,9 @@ def build_agent(settings: Settings) -> SegAgent:
         load_segmenter(settings.segmenter),
         max_clicks=settings.max_clicks,
         stop_iou=settings.stop_iou,
+        cache=EmbeddingCache(
+            settings.embedding_cache_bytes, settings.data_dir / "embeddings", settings.embedding_disk_bytes
+        ),
     )
 
 
@@ -97,11 +101,19 @@ class _Gate:
         self._slots = threading.BoundedSemaphore(running)
         self._places = threading.BoundedSemaphore(running + waiting)
         self._metrics = metrics
+        self._entered, self._counting = 0, threading.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no prediction is running or waiting."""
+        return self._entered == 0
 
     @contextmanager
     def enter(self, *, batch: bool) -> Iterator[None]:
         with ExitStack() as held:
             self._take(self._places, 0, held)
+            self._count(1)
+            held.callback(self._count, -1)
             if batch:
                 self._take(self._batches, _BUSY_WAIT, held)
             self._take(self._slots, _BUSY_WAIT, held)
@@ -112,6 +124,10 @@ class _Gate:
         if not semaphore.acquire(timeout=seconds):
             self._refuse()
         held.callback(semaphore.release)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._entered += change
 
     def _refuse(self) -> None:
         self._metrics.busy.inc()
@@ -134,7 +150,11 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     metrics, inbox = Metrics(), Inbox(settings.data_dir / "inbox.sqlite3")
     predictor = predictor or build_predictor(settings)
     metrics.model.labels(predictor.model_version).set(1)
+    metrics.watch_cache(predictor.cache)
     gate = _Gate(settings.predict_concurrency, settings.predict_queue, metrics)
+    # Where /predict wants a password, an open /webhook is no way to have images fetched and encoded.
+    trusted = bool(settings.webhook_secret.get_secret_value()) or not settings.basic_auth_user
+    prewarmer = Prewarmer(predictor, lambda: gate.idle, settings.prewarm_tasks if trusted else 0)
     add_auth(app, settings)
     _add_timing(app, metrics)
     _add_errors(app)
@@ -190,6 +210,9 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         project = body.get("project")
         inbox.put(action, project.get("id") if isinstance(project, dict) else None, raw)
         metrics.count_event(action)
+        tasks, config = body.get("tasks"), project.get("label_config") if isinstance(project, dict) else None
+        if action == "TASKS_CREATED" and isinstance(tasks, list) and isinstance(config, str):
+            prewarmer.offer(tasks, config)
         return jsonify(status="stored", action=action), 201
 
     return app

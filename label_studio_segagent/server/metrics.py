@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from ..agent.rollout import Rollout
+from ..segmenters.cache import EmbeddingCache
 
 __all__ = ["Metrics"]
 
@@ -51,6 +55,30 @@ class Metrics:
         """Count a webhook call. Anyone may send any action, so unknown ones share a label."""
         self.events.labels(action if action in _ACTIONS else "other").inc()
 
+    def watch_cache(self, cache: EmbeddingCache) -> None:
+        """Show a cache's statistics from now on."""
+        self._registry.register(_CacheCollector(cache))
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+class _CacheCollector(Collector):
+    """Reads the cache's own statistics whenever Prometheus asks."""
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self._cache = cache
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        stats = self._cache.stats
+        requests = CounterMetricFamily(
+            "segagent_embedding_requests", "Encoded images asked for, by where they were.", labels=["found"]
+        )
+        for where, count in (("memory", stats.hits), ("disk", stats.disk_hits), ("nowhere", stats.misses)):
+            requests.add_metric([where], count)
+        yield requests
+        yield GaugeMetricFamily("segagent_embedding_hit_rate", "Share of them not encoded anew.", stats.hit_rate)
+        yield GaugeMetricFamily("segagent_embedding_images", "Encoded images in memory.", stats.entries)
+        yield GaugeMetricFamily("segagent_embedding_bytes", "Memory they may take.", stats.bytes)

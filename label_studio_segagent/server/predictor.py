@@ -20,6 +20,7 @@ from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, ImageTag, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
+from ..segmenters.cache import EmbeddingCache
 
 __all__ = ["BatchResult", "Predictor"]
 
@@ -83,9 +84,25 @@ class Predictor:
         """The version in /setup and in every prediction; they must be equal, or Label Studio duplicates predictions."""
         return self.agent.version
 
+    @property
+    def cache(self) -> EmbeddingCache:
+        """Where the agent keeps encoded images."""
+        return self.agent.cache
+
     def close(self) -> None:
         """Close the connections."""
         self.images.close()
+
+    def prewarm(self, task: Any, label_config: str) -> None:
+        """Load and encode the images of a task ahead of its first prediction.
+
+        Raises:
+            ConfigError: The labelling config cannot be used.
+            InputError: The task or an image cannot be used.
+        """
+        data = _task_data(task)
+        urls = [url for tag in LabelConfig.parse(label_config).images for _, url in tag.urls(data)]
+        self.agent.prewarm(self.images.load(url, task.get("id")) for url in urls)
 
     def predict(self, tasks: Sequence[Any], label_config: str, started: float | None = None) -> BatchResult:
         """Pre-annotate tasks: every instance of every label. A task that fails gets {} and the others go on.

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_instances: int = Field(50, ge=1, description="Objects of one label in one image.")
     data_dir: Path = Field(
         Path("~/.local/share/label-studio-segagent"),
-        description="Folder for the image cache and the inbox of events.",
+        description="Folder for the caches of images and embeddings, and the inbox of events.",
     )
     allowed_image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated hosts, besides Label Studio, that task images may come from."
@@ -60,6 +60,21 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(64 * 2**20, ge=1, description="Bytes of the largest image file.")
     max_pixels: int = Field(64_000_000, ge=1, le=178_000_000, description="Pixels of the largest image.")
     image_cache_bytes: int = Field(2 * 2**30, ge=0, description="Size of the image cache on disk.")
+    embedding_cache_bytes: int = Field(
+        2**30, ge=0, description="Memory, of CPU and GPU together, for encoded images, so that each is encoded once."
+    )
+    embedding_disk_bytes: int = Field(
+        0,
+        ge=0,
+        description="Size of the folder of encoded images on disk, which outlives restarts; 0 for none. Only the SAM "
+        "family uses it, with 4 to 20 MB for an image.",
+    )
+    prewarm_tasks: int = Field(
+        16,
+        ge=0,
+        description="New tasks that may wait for their images to be loaded and encoded ahead, while no prediction is "
+        "running; 0 for none.",
+    )
     max_request_bytes: int = Field(256 * 2**20, ge=1024, description="Largest request; annotations ride along.")
     basic_auth_user: str = Field("", description="User name that Label Studio must give; empty for none.")
     basic_auth_password: SecretStr = Field(SecretStr(""), description="Password that Label Studio must give.")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from label_studio_segagent import Click, Finish, SegAgent, load_policy, load_segmenter
-from label_studio_segagent.agent.agent import _IN_FLIGHT, _STATES_KEPT
+from label_studio_segagent.agent.agent import _IN_FLIGHT
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.actions import GRAMMARS
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Decision, Observation, Policy, Target
 from label_studio_segagent.policies.oracle import OraclePolicy
-from label_studio_segagent.segmenters import ImageState, Query, Segmentation, Segmenter
+from label_studio_segagent.segmenters import EmbeddingCache, ImageState, Query, Segmentation, Segmenter
 
 
 class Discs(Segmenter):
@@ -308,19 +308,14 @@ def test_an_image_is_encoded_once() -> None:
     assert tool.encoded == 3
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
-    tool = Discs()
-    agent = SegAgent(Fixed(), tool)
-    images = [np.full((2, 2, 3), value, np.uint8) for value in range(_STATES_KEPT + 1)]
-    for image in images[:-1]:
-        agent.encode(image)
-    agent.encode(images[0])  # used again
-    agent.encode(images[-1])  # pushes out number 1
-    assert tool.encoded == _STATES_KEPT + 1
-    agent.encode(images[0])
-    assert tool.encoded == _STATES_KEPT + 1
-    agent.encode(images[1])
-    assert tool.encoded == _STATES_KEPT + 2
+def test_agents_can_share_a_cache_and_fill_it_ahead() -> None:
+    tool, cache = Discs(), EmbeddingCache()
+    one, two = SegAgent(Fixed(), tool, cache=cache), SegAgent(Fixed(), tool, cache=cache)
+    images = [np.full((2, 2, 3), value, np.uint8) for value in range(3)]
+    one.prewarm(iter(images))
+    assert tool.encoded == 3
+    two.segment(images[1].copy(), "x")
+    assert tool.encoded == 3 and cache.stats.hits == 1
 
 
 def test_an_image_that_is_drawn_on_later_is_another_image() -> None:

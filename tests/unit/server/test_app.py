@@ -14,6 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from label_studio_segagent.errors import ConfigError
+from label_studio_segagent.segmenters import EmbeddingCache
 from label_studio_segagent.server import app as module
 from label_studio_segagent.server.predictor import BatchResult, Predictor
 
@@ -207,6 +208,7 @@ class Broken:
     """A predictor with a bug."""
 
     model_version = "broken"
+    cache = EmbeddingCache()
 
     def predict(self, tasks: Any, config: str, started: float) -> Any:
         raise RuntimeError("the password is swordfish")
@@ -262,6 +264,7 @@ class Blocked:
     """A predictor that holds every prediction until `go` is set."""
 
     model_version = "blocked"
+    cache = EmbeddingCache()
 
     def __init__(self) -> None:
         self.go, self.started = threading.Event(), threading.Semaphore(0)
