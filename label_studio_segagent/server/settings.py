@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     candidates: int = Field(
         1, ge=1, le=32, description="Clicks tried at every step, of which the policy's own rating chooses; 1 is greedy."
     )
-    beam: int = Field(1, ge=1, le=16, description="Masks that a search with several candidates goes on from.")
+    beam: int = Field(1, ge=1, le=32, description="Masks that a search with several candidates goes on from.")
     stop_iou: float = Field(0.95, gt=0, le=1, description="Predicted IoU at which the agent is content.")
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on.")
