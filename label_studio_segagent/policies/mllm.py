@@ -40,10 +40,13 @@ class Question:
     Attributes:
         images: RGB uint8 (h, w, 3), in the size that the model is to see.
         text: Comes after the images.
+        size: (height, width) of the original image when an action is asked for: the answer is complete as soon as it
+            can be read, and its log-probability counts. None when it may be any text.
     """
 
     images: tuple[Image, ...]
     text: str
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +82,25 @@ class MllmPolicy(Policy):
         self.version = f"mllm-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
     @abstractmethod
-    def _ask(
-        self, questions: Sequence[Question], tokens: int, *, stop: tuple[str, ...] = (), samples: int = 0
-    ) -> list[list[Reply]]:
+    def _ask(self, questions: Sequence[Question], *, tokens: int, samples: int = 0) -> list[list[Reply]]:
         """Answer questions, in order.
 
         Args:
             questions: At least one.
             tokens: Length of the longest answer.
-            stop: An answer that ends with one of these is complete; stopping there is not required.
             samples: Answers wanted for each question, sampled at `TEMPERATURE`, or 0 for the most likely one.
 
         Returns:
             At least one reply for each question.
         """
+
+    def _readable(self, text: str, size: tuple[int, int]) -> bool:
+        """Whether an answer about an image of (height, width) pixels can be read, so that no more need be written."""
+        try:
+            self.grammar.parse(text, size)
+        except GrammarError:
+            return False
+        return True
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
@@ -103,7 +111,7 @@ class MllmPolicy(Policy):
         questions = [Question((self._shown(image),), self._locate_text(image, prompt)) for image, prompt in items]
         return [
             [] if reply.failed else read_targets(reply.text, self.grammar.frame, _size(image))
-            for [reply], (image, _) in zip(self._ask(questions, _LOCATE_TOKENS), items, strict=True)
+            for [reply], (image, _) in zip(self._ask(questions, tokens=_LOCATE_TOKENS), items, strict=True)
         ]
 
     @override
@@ -115,9 +123,9 @@ class MllmPolicy(Policy):
         if not observations:
             return []
         questions = [self._act_question(seen) for seen in observations]
-        replies = self._ask(questions, _ACT_TOKENS, stop=self.preset.stop)
+        replies = self._ask(questions, tokens=_ACT_TOKENS)
         if count > 1:
-            more = self._ask(questions, _ACT_TOKENS, stop=self.preset.stop, samples=count - 1)
+            more = self._ask(questions, tokens=_ACT_TOKENS, samples=count - 1)
             replies = [[*first, *others] for first, others in zip(replies, more, strict=True)]
         return [
             _distinct([self._read(reply, seen.image) for reply in group])
@@ -172,7 +180,7 @@ class MllmPolicy(Policy):
             box="" if seen.box is None else json.dumps(self._corners(seen.box, size)),
             clicks="; ".join(self.grammar.format(Answer(click), size) for click in seen.rejected),
         )
-        return Question(tuple(images), text)
+        return Question(tuple(images), text, size)
 
     def _corners(self, box: Box, size: tuple[int, int]) -> list[float]:
         frame = self.grammar.frame

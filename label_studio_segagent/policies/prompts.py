@@ -63,7 +63,6 @@ class Preset:
         coordinates: How it writes a point, in words; `$width` and `$height` are those of the image it sees.
         act: Asks for a rating and a click.
         locate: Asks for boxes; empty for families that start with a click instead (their first click is the target).
-        stop: An answer to `act` is complete when it ends with one of these.
         factor: The family's processor makes sides multiples of this many pixels.
     """
 
@@ -72,7 +71,6 @@ class Preset:
     coordinates: str
     act: str = ACT
     locate: str = LOCATE
-    stop: tuple[str, ...] = ("}",)
     factor: int = 28
 
 
@@ -86,7 +84,6 @@ PRESETS: dict[str, Preset] = {
         "as (row, column) in thousandths of the image's height and width",
         act=SEGAGENT_ACT,
         locate="",
-        stop=(")", "Finish"),
     ),
     # Qwen3-VL, and Qwen2-VL, GLM-V, InternVL and most others that were trained to point.
     "per-mille": Preset(JsonGrammar, lambda resize: PerMille(), _THOUSANDTHS, factor=32),
