@@ -131,7 +131,9 @@ class HfPolicy(MllmPolicy):
             [{"role": "user", "content": [*({"type": "image"} for _ in q.images), {"type": "text", "text": q.text}]}]
             for q in questions
         ]
-        texts = self.processor.apply_chat_template(chats, add_generation_prompt=True, enable_thinking=False)
+        # Thinking would use up the few tokens of an answer.
+        options = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
+        texts = self.processor.apply_chat_template(chats, add_generation_prompt=True, **options)
         bos = self.tokenizer.bos_token
         inputs = self.processor(
             text=texts,

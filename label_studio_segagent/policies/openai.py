@@ -162,7 +162,7 @@ class OpenAIPolicy(MllmPolicy):
             pause = self.pause * 2**attempt * random.uniform(0.75, 1.25)
             try:
                 response = self._client.post(f"{self.url}/chat/completions", json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 if response.status_code not in _BUSY:
@@ -172,8 +172,8 @@ class OpenAIPolicy(MllmPolicy):
             if attempt + 1 < _ATTEMPTS:
                 time.sleep(min(pause, _LONGEST_PAUSE))
         raise ConfigError(
-            f"{self.url} gave no answer in {_ATTEMPTS} attempts ({reason}); is it running, reachable from here and fast "
-            "enough (SEGAGENT_OPENAI_TIMEOUT, SEGAGENT_OPENAI_CONCURRENCY)?"
+            f"{self.url} gave no answer in {_ATTEMPTS} attempts ({reason}); is it running, reachable from here and "
+            "fast enough (SEGAGENT_OPENAI_TIMEOUT, SEGAGENT_OPENAI_CONCURRENCY)?"
         )
 
     def _refusal(self, response: httpx.Response) -> ConfigError | InputError:
@@ -257,7 +257,7 @@ def _read(response: httpx.Response, url: str) -> list[Reply]:
     try:
         choices = response.json()["choices"]
         replies = [Reply(_text(choice["message"]["content"]), _logprob(choice)) for choice in choices]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{url} answered with something that is no chat completion: {response.text[:200]!r}"
         ) from error
