@@ -37,7 +37,8 @@ def load_hf(argument: str = "") -> HfPolicy:
     settings = load_model_settings()
     name, _, adapter = (argument, "", "") if Path(argument).is_dir() else argument.partition("+")
     trust = settings.trust_remote_code
-    folder = _folder(name, trust)
+    folders = [_folder(part, trust) for part in (name, adapter) if part]
+    folder = folders[0]
     for needed, remedy in (("config.json", "it is no transformers model"), ("*.safetensors", "pickles are not loaded")):
         if not any(folder.glob(needed)):
             raise ConfigError(f"{folder} has no {needed}: {remedy}")
@@ -60,7 +61,7 @@ def load_hf(argument: str = "") -> HfPolicy:
         if report["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
         if adapter:
-            model = _adapted(model, _folder(adapter, False))
+            model = _adapted(model, folders[1])
     except ImportError as error:
         raise ConfigError(f"{name} needs a package that is not there ({_line(error)}): {_EXTRA}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -70,11 +71,10 @@ def load_hf(argument: str = "") -> HfPolicy:
         raise ConfigError(
             f"{argument} cannot be loaded as a model that answers about images: {_line(error)}{code}"
         ) from error
-    version = " ".join(_address(_folder(part, trust)) for part in (name, adapter) if part)
     return HfPolicy(
         model,
         processor,
-        version,
+        " ".join(map(_address, folders)),
         preset=settings.preset,
         pixels=settings.model_pixels,
         plain_image=settings.plain_image,
@@ -158,5 +158,5 @@ def _address(folder: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    """The first sentence of an error's message."""
+    return (" ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__)[:300]

@@ -38,7 +38,7 @@ class Resize:
         longest = max(size)
         height, width = (max(side, math.ceil(longest / _LONGEST)) for side in size)
         factor, area = self.factor, height * width
-        shown = [round(side / factor) * factor for side in (height, width)]
+        shown = [max(factor, round(side / factor) * factor) for side in (height, width)]
         if shown[0] * shown[1] > self.most:
             scale = math.sqrt(self.most / area)
             shown = [max(factor, math.floor(side * scale / factor) * factor) for side in (height, width)]
