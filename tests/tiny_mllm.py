@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,15 @@ def make_llava(folder: Path) -> Path:
     return folder
 
 
-def teach(model: Any, processor: Any, lessons: Iterable[tuple[str, str]], steps: int, rate: float = 1e-2) -> float:
-    """Train whatever of a model needs gradients on (question, answer) pairs, with images of noise; the last loss."""
+def teach(model: Any, processor: Any, questions: Sequence[str], answers: Sequence[str], steps: int) -> float:
+    """Train what needs gradients to answer each question by one of the answers, at random; the mean loss at the end."""
     random = np.random.default_rng(0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    lessons = list(lessons)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     processor.tokenizer.padding_side = "left"
     model.train()
-    loss = torch.zeros(())
+    losses = []
     for _ in range(steps):
+        lessons = [(question, answers[random.integers(len(answers))]) for question in questions]
         images = [Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in lessons]
         chats = [
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
@@ -123,9 +123,10 @@ def teach(model: Any, processor: Any, lessons: Iterable[tuple[str, str]], steps:
         loss = model(**inputs, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
+        losses.append(loss.item())
         optimizer.step()
     model.eval()
-    return loss.item()
+    return float(np.mean(losses[-10:]))
 
 
 def load(folder: Path) -> tuple[Any, Any]:
