@@ -129,7 +129,7 @@ class OpenAIPolicy(MllmPolicy):
         """One request, again without what the endpoint refuses; that is remembered once it has helped.
 
         Raises:
-            InputError: The endpoint refuses this request.
+            InputError: The endpoint refuses this request, or answers with something else than a completion.
             ConfigError: It does not answer or refuses everything.
         """
         refused = self._refused
@@ -149,7 +149,15 @@ class OpenAIPolicy(MllmPolicy):
         if response.status_code != 200:
             raise self._refusal(response)
         self._refused = refused
-        return _read(response, self.url)
+        try:
+            choices = response.json()["choices"]
+            replies = [Reply(_text(choice["message"]["content"]), _logprob(choice)) for choice in choices]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            replies = []
+        if not replies:
+            said = self._excerpt(response)
+            raise InputError(f"{self.url} answered with something that is no chat completion: {said!r}")
+        return replies
 
     def _post(self, body: dict[str, Any]) -> httpx.Response:
         """The endpoint's answer, whatever it is, unless it is busy for too long.
@@ -246,24 +254,6 @@ def _retry_after(response: httpx.Response) -> float:
         except ValueError:
             return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
-
-
-def _read(response: httpx.Response, url: str) -> list[Reply]:
-    """The replies in a chat completion.
-
-    Raises:
-        InputError: It is none.
-    """
-    try:
-        choices = response.json()["choices"]
-        replies = [Reply(_text(choice["message"]["content"]), _logprob(choice)) for choice in choices]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{url} answered with something that is no chat completion: {response.text[:200]!r}"
-        ) from error
-    if not replies:
-        raise InputError(f"{url} answered without a choice")
-    return replies
 
 
 def _text(content: Any) -> str:

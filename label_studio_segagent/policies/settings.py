@@ -42,7 +42,7 @@ class ModelSettings(BaseSettings):
     )
     openai_api_key: SecretStr = Field(
         SecretStr(""),
-        validation_alias=AliasChoices("openai_api_key", "SEGAGENT_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        validation_alias=AliasChoices("SEGAGENT_OPENAI_API_KEY", "OPENAI_API_KEY"),
         description="Key for openai: policies; OPENAI_API_KEY is read as well. Only the policy's address gets it.",
     )
     openai_concurrency: int = Field(8, ge=1, le=256, description="Requests to an openai: endpoint at once.")
@@ -53,7 +53,7 @@ class ModelSettings(BaseSettings):
         """The environment variable of a field."""
         alias = cls.model_fields[field].validation_alias
         if isinstance(alias, AliasChoices):
-            return str(alias.choices[1])
+            return next(str(name) for name in alias.choices if str(name).isupper())
         return f"SEGAGENT_{field.upper()}"
 
 
