@@ -9,6 +9,7 @@ import math
 import random
 import re
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -82,6 +83,7 @@ class OpenAIPolicy(MllmPolicy):
             self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0), limits=limits)
         except UnicodeEncodeError:
             raise ConfigError("SEGAGENT_OPENAI_API_KEY has characters that no key has") from None
+        weakref.finalize(self, self._client.close)
         self._pool = ThreadPoolExecutor(concurrency, "openai")
         self._refused: frozenset[str] = frozenset()
 
