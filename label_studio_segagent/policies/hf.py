@@ -51,7 +51,8 @@ class HfPolicy(MllmPolicy):
         kind = str(getattr(model.config, "model_type", ""))
         self.images: Any = getattr(processor, "image_processor", None)
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
-        if self.images is None or self.tokenizer is None or not getattr(processor, "chat_template", None):
+        template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+        if self.images is None or not template:
             raise ConfigError(
                 f"the {kind} model has no processor with images and a chat template: use an instruct model"
             )
@@ -63,6 +64,7 @@ class HfPolicy(MllmPolicy):
             plain_image=plain_image,
         )
         self.model, self.processor = model, processor
+        processor.chat_template = template
         self._lock = threading.Lock()
         _see_everything(self.images)
         self.tokenizer.padding_side = "left"  # answers follow directly upon their questions

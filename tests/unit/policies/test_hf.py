@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,8 @@ import tiny_mllm
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-)
+from tiny_families import FAMILIES
+from transformers import AutoModelForImageTextToText
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
 from label_studio_segagent.errors import ConfigError
@@ -30,6 +24,7 @@ from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Observation, hf_load
 from label_studio_segagent.policies.hf import HfPolicy
+from label_studio_segagent.policies.prompts import PRESETS
 
 FIRST, SECOND = "Current IOU: 12\nPositive point: (310, 420)", "Current IOU: 12\nPositive point: (310, 99)"
 ADAPTED = "Current IOU: 96\nFinish"
@@ -219,53 +214,35 @@ def test_settings_reach_the_policy(llava: Path, monkeypatch: pytest.MonkeyPatch)
         load_policy(f"hf:{llava}")
 
 
-def qwen() -> Iterator[Any]:
-    """A tiny Qwen2.5-VL and its processor, which without torchvision only comes without its video half."""
-    tokenizer = tiny_mllm.make_tokenizer()
-    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(mark) for kind, mark in marks.items()}
-    edges = {f"vision_{e}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{e}|>") for e in ("start", "end")}
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
-            "fullatt_block_indexes": [1], "patch_size": 14, "window_size": 56,
-        },
-        **ids,
-        **edges,
-    )  # fmt: skip
-    yield Qwen2_5_VLForConditionalGeneration(config).eval()
-    processor = Qwen2_5_VLProcessor.__new__(Qwen2_5_VLProcessor)
-    processor.image_processor, processor.tokenizer = Qwen2VLImageProcessorPil(max_pixels=12845056), tokenizer
-    processor.chat_template = tiny_mllm.TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    for kind, mark in marks.items():
-        setattr(processor, f"{kind}_token", mark)
-        setattr(processor, f"{kind}_token_id", ids[f"{kind}_token_id"])
-    yield processor
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_families(kind: str) -> None:
+    """Each with its own processor: images of different shapes, two for one question, prompts of different lengths."""
+    make, preset = FAMILIES[kind]
+    policy = HfPolicy(*make(), "x", pixels=60_000, plain_image=True)
+    assert policy.preset is PRESETS[preset]
+    seen = observations()
+    together, alone = policy.act(seen), [policy.act([one])[0] for one in seen]
+    assert [d.text for d in together] == [d.text for d in alone]
+    assert [d.logprob for d in together] == pytest.approx([d.logprob for d in alone], abs=1e-2)
+    assert len({d.logprob for d in together}) == 3, "the model saw what was different"
+    bos = policy.tokenizer.bos_token_id
+    assert all((row == bos).sum() <= 1 for row in policy._inputs([policy._act_question(seen[0])])["input_ids"])
 
 
 def test_qwens_pixels_are_those_that_it_sees() -> None:
-    model, processor = qwen()
-    policy = HfPolicy(model, processor, "x", pixels=60_000)
-    image = np.zeros((1000, 700, 3), np.uint8)
-    seen = [Observation(image, np.zeros((1000, 700), bool), "x"), Observation(image[:90], image[:90, :, 0] > 0, "a b")]
-    questions = [policy._act_question(one) for one in seen]
+    policy = HfPolicy(*FAMILIES["qwen2_5_vl"][0](), "x", pixels=60_000)
+    questions = [
+        policy._act_question(Observation(np.zeros((*size, 3), np.uint8), np.zeros(size, bool), "x"))
+        for size in ((1000, 700), (90, 700), (20, 30))
+    ]
     for question, (_, rows, columns) in zip(questions, policy._inputs(questions)["image_grid_thw"], strict=True):
         assert f"{columns * 14} wide and {rows * 14} high" in question.text
         assert rows * 14 * columns * 14 <= 60_000
-    together = policy.act(seen)
-    assert [d.text for d in together] == [policy.act([one])[0].text for one in seen]
 
 
 def write_qwen(folder: Path) -> None:
     """A checkpoint as the hub has them."""
-    model, processor = qwen()
+    model, processor = FAMILIES["qwen2_5_vl"][0]()
     model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": processor.chat_template}))
