@@ -52,7 +52,7 @@ class HfPolicy(MllmPolicy):
         self.images: Any = getattr(processor, "image_processor", None)
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
         template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
-        if self.images is None or not template:
+        if self.images is None or self.tokenizer is None or not template:
             raise ConfigError(
                 f"the {kind} model has no processor with images and a chat template: use an instruct model"
             )

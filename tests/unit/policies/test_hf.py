@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_mllm
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tiny_families import FAMILIES
@@ -31,9 +32,15 @@ ADAPTED = "Current IOU: 96\nFinish"
 
 
 @pytest.fixture(autouse=True)
-def _preset(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEGAGENT_PRESET", "segagent")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    use_hub("http://127.0.0.1:9", tmp_path, monkeypatch)
+
+
+def use_hub(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
 
 
 def observations() -> list[Observation]:
@@ -262,6 +269,29 @@ def test_without_torchvision_the_error_names_the_extra(tmp_path: Path) -> None:
 def test_no_such_model(spec: str) -> None:
     with pytest.raises(ConfigError, match="needs a model|neither a folder nor a model"):
         load_policy(spec)
+
+
+def test_a_name_on_the_hub(
+    llava: Path, web: Any, web_answer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Downloaded once, without what is not needed; then the hub need not be there. The commit is the address."""
+    commit = "c" * 40
+    files = {path.name: path.read_bytes() for path in llava.iterdir()}
+    files |= {"pytorch_model.bin": b"pickle", "original/model.safetensors": b"again", "run.py": b"code"}
+    for name, body in files.items():
+        headers = {"Content-Length": str(len(body)), "ETag": f'"{name}"', "X-Repo-Commit": commit}
+        web.routes[f"/me/tiny/resolve/{commit}/{name}"] = web_answer(body, headers=headers)
+    web.routes["/api/models/me/tiny/revision/main"] = {"id": "me/tiny", "sha": commit, "siblings": []}
+    web.routes[f"/api/models/me/tiny/tree/{commit}"] = [
+        {"type": "file", "oid": "0" * 40, "size": len(body), "path": name} for name, body in files.items()
+    ]
+    use_hub(web.url, tmp_path, monkeypatch)
+    policy = load_policy("hf:me/tiny")
+    assert policy.act(observations()[:1])[0].text == FIRST
+    fetched = {path.rpartition("/")[2] for path in web.paths() if "/resolve/" in path}
+    assert fetched == {path.name for path in llava.iterdir()}
+    use_hub("http://127.0.0.1:9", tmp_path, monkeypatch)
+    assert load_policy("hf:me/tiny").version == policy.version
 
 
 @pytest.mark.parametrize(
