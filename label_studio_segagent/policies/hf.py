@@ -189,7 +189,6 @@ def _see_everything(images: Any) -> None:
     """Squeeze images into the model's square where its processor would cut off what sticks out (CLIP's does)."""
     if getattr(images, "do_center_crop", False):
         images.size = {"height": images.crop_size["height"], "width": images.crop_size["width"]}
-        images.do_center_crop = False
 
 
 def _logprob(logits: Sequence[torch.Tensor], written: torch.Tensor, row: int, end: int) -> float:
