@@ -10,12 +10,17 @@ __all__ = ["Decision", "Observation", "Policy", "Target", "load_policy"]
 _FAMILIES = {
     "embedded": "embedded:EmbeddedPolicy",
     "saliency": "saliency:SaliencyPolicy",
+    "hf": "hf_load:load_hf",
+    "openai": "openai:load_openai",
     "oracle": "oracle:load_oracle",
 }
 
 
 def load_policy(spec: str) -> Policy:
-    """Load a policy by name: `"embedded"`, `"embedded:<weights>"`, `"saliency"`; for evaluation `"oracle:<coco.json>"`.
+    """Load a policy by name.
+
+    `"embedded"`, `"embedded:<weights>"`, `"saliency"`; multimodal language models: `"hf:<model>"`,
+    `"hf:<model>+<adapter>"`, `"openai:<url>#<model>"`; for evaluation `"oracle:<coco.json>"`.
 
     Raises:
         ConfigError: The name is unknown, or the model behind it cannot be loaded.

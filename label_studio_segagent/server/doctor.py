@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
+import numpy as np
 
 from ..errors import ApiError, ConfigError, SegAgentError
 from ..labelstudio.client import LabelStudioClient, token_kind
 from ..labelstudio.config import LabelConfig
+from ..policies import Observation
 from .app import build_predictor
 from .predictor import Predictor
 from .settings import Settings
@@ -55,7 +57,7 @@ def _examine(settings: Settings, project: int | None, backend_url: str, open_thi
     predictor: Predictor | None = None
     try:
         predictor = open_things.enter_context(closing(build_predictor(settings)))
-        yield Check("models", "ok", f"{settings.policy} + {settings.segmenter}, version {predictor.model_version}")
+        yield _models(settings, predictor)
     except SegAgentError as error:
         yield Check(
             "models", "problem", str(error), "set SEGAGENT_POLICY and SEGAGENT_SEGMENTER; see `segagent config`"
@@ -88,6 +90,18 @@ def _examine(settings: Settings, project: int | None, backend_url: str, open_thi
     yield token
     if token.status != "problem":
         yield from _projects(client, project, predictor)
+
+
+def _models(settings: Settings, predictor: Predictor) -> Check:
+    """Whether the policy answers: a language model may be out of reach or write something else than asked for."""
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    decision = predictor.agent.policy.act([Observation(grey, np.zeros((64, 64), bool), "object")])[0]
+    if decision.action is None:
+        detail = f"the policy {settings.policy} answers {decision.text[:200]!r}, which is no click"
+        return Check(
+            "models", "warning", detail, "is SEGAGENT_PRESET right for this model, and can it point at things?"
+        )
+    return Check("models", "ok", f"{settings.policy} + {settings.segmenter}, version {predictor.model_version}")
 
 
 def _data_dir(settings: Settings) -> Check:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from ..errors import ConfigError
 from ..labelstudio.client import origin
+from ..policies.settings import ModelSettings, read_settings
 
 __all__ = ["Settings", "load_settings"]
 
 
-class Settings(BaseSettings):
+class Settings(ModelSettings):
     """Settings of the server. Environment variables are the field names with `SEGAGENT_` before them, in capitals.
 
     Label Studio's address and key also go by the names that its own examples use.
     """
-
-    model_config = SettingsConfigDict(env_prefix="SEGAGENT_", env_file=".env", extra="ignore", populate_by_name=True)
 
     label_studio_url: str = Field(
         "",
@@ -117,14 +116,6 @@ class Settings(BaseSettings):
             raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
         return value.upper()
 
-    @classmethod
-    def variable(cls, field: str) -> str:
-        """The environment variable of a field."""
-        alias = cls.model_fields[field].validation_alias
-        if isinstance(alias, AliasChoices):
-            return str(alias.choices[1])
-        return f"SEGAGENT_{field.upper()}"
-
 
 def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment and `.env`, with `overrides` on top (None means: not given).
@@ -132,19 +123,7 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         ConfigError: A value is wrong; the message names the variable and what it must be.
     """
-    try:
-        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            field = str(problem["loc"][0]) if problem["loc"] else "?"
-            field = next((f for f in Settings.model_fields if field.lower() == Settings.variable(f).lower()), field)
-            name = Settings.variable(field) if field in Settings.model_fields else field
-            given = str(problem.get("input"))
-            lines.append(f"{name} is {'***' if '@' in given else repr(given)}: {problem['msg']}")
-        raise ConfigError("; ".join(lines)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the file .env is not UTF-8: {error}") from error
+    settings = read_settings(Settings, **{name: value for name, value in overrides.items() if value is not None})
     busy = settings.predict_concurrency + settings.predict_queue
     if settings.threads <= busy:
         raise ConfigError(

@@ -81,13 +81,15 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
                 for piece in [answer.body] if isinstance(answer.body, bytes) else answer.body:
                     self.wfile.write(piece)
                     self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the client had enough
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _handle
+        do_GET = do_HEAD = do_POST = do_PATCH = do_DELETE = _handle
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -100,6 +100,19 @@ def test_models_that_cannot_be_loaded(diagnose: Diagnose) -> None:
     assert "'nope'" in checks["models"].detail and "SEGAGENT_POLICY" in checks["models"].remedy
 
 
+def test_a_language_model_that_does_not_answer_or_says_something_else(diagnose: Diagnose, serve_web: Any) -> None:
+    chat = "/v1/chat/completions"
+    endpoint = serve_web({chat: {"choices": [{"message": {"content": '{"finish": true}'}}]}})
+    policy = f"openai:{endpoint.url}/v1#m"
+    assert diagnose(policy=policy)["models"].status == "ok"
+    endpoint.routes[chat] = {"choices": [{"message": {"content": "Hello!"}}]}
+    models = diagnose(policy=policy)["models"]
+    assert models.status == "warning" and "Hello!" in models.detail and "SEGAGENT_PRESET" in models.remedy
+    del endpoint.routes[chat]
+    models = diagnose(policy=policy)["models"]
+    assert models.status == "problem" and "has no model 'm'" in models.detail
+
+
 def test_a_data_folder_that_cannot_be_written(diagnose: Diagnose, tmp_path: Any) -> None:
     (tmp_path / "file").write_text("in the way")
     checks = diagnose(data_dir=tmp_path / "file" / "data")

@@ -15,6 +15,7 @@ SECRETS = {
     "LABEL_STUDIO_API_KEY": "key-aaa",
     "SEGAGENT_BASIC_AUTH_PASSWORD": "word-bbb",
     "SEGAGENT_WEBHOOK_SECRET": "hush-ccc",
+    "SEGAGENT_OPENAI_API_KEY": "sk-ddd",
 }
 
 
@@ -36,6 +37,10 @@ def test_every_setting_is_an_environment_variable(name: str, monkeypatch: Env) -
         "segmenter": "other",
         "stop_iou": "0.5",
         "predict_seconds": "1.5",
+        "model_pixels": "5000",
+        "plain_image": "True",
+        "trust_remote_code": "True",
+        "openai_timeout": "1.5",
     }
     value = values.get(name) or ("17" if isinstance(getattr(load_settings(), name), int) else "word")
     if name == "max_request_bytes":
@@ -58,6 +63,13 @@ def test_names_of_the_address(name: str, monkeypatch: Env) -> None:
 def test_names_of_the_key(name: str, monkeypatch: Env) -> None:
     monkeypatch.setenv(name, "key-aaa")
     assert load_settings().label_studio_api_key.get_secret_value() == "key-aaa"
+
+
+def test_names_of_the_policys_key(monkeypatch: Env) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-general")
+    assert load_settings().openai_api_key.get_secret_value() == "sk-general"
+    monkeypatch.setenv("SEGAGENT_OPENAI_API_KEY", "sk-ours")
+    assert load_settings().openai_api_key.get_secret_value() == "sk-ours"
 
 
 def test_the_first_name_wins(monkeypatch: Env) -> None:

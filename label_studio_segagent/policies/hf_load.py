@@ -1,0 +1,162 @@
+"""Loading a multimodal language model, and its LoRA adapter if any, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ConfigError
+from .hf import SMALLER, HfPolicy
+from .settings import load_model_settings
+
+__all__ = ["load_hf"]
+
+_EXTRA = "install the extra: pip install 'label-studio-segagent[mllm]' (torchvision must match torch)"
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_PACKED = ("U8", "I8", "I32", "F8_E4M3")
+"""Types of quantised weights, which stay as they are."""
+
+
+def load_hf(argument: str = "") -> HfPolicy:
+    """Load `<model>` or `<model>+<LoRA adapter>`, each a folder or a name on the Hugging Face hub.
+
+    Raises:
+        ConfigError: There is no such model, it is not one that answers about images, something to run it is missing, or
+            it does not fit into memory.
+    """
+    if not argument:
+        raise ConfigError('"hf:" needs a model: "hf:Qwen/Qwen3-VL-4B-Instruct", or a folder')
+    settings = load_model_settings()
+    name, _, adapter = (argument, "", "") if Path(argument).is_dir() else argument.partition("+")
+    trust = settings.trust_remote_code
+    folders = [_folder(part, trust) for part in (name, adapter) if part]
+    folder = folders[0]
+    for needed, remedy in (("config.json", "it is no transformers model"), ("*.safetensors", "pickles are not loaded")):
+        if not any(folder.glob(needed)):
+            raise ConfigError(f"{folder} has no {needed}: {remedy}")
+    device = _device()
+    dtype = {"cuda": torch.bfloat16, "mps": torch.float16}.get(device, torch.float32)
+    _check_memory(name, folder, device, dtype)
+    local = {"trust_remote_code": trust, "local_files_only": True}
+    processors: Any = transformers.AutoProcessor
+    models: Any = transformers.AutoModelForImageTextToText
+    try:
+        processor = processors.from_pretrained(folder, **local)
+        model, report = models.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({} if device == "cpu" else {"device_map": device}),
+            **local,
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+        if adapter:
+            model = _adapted(model, folders[1])
+    except ImportError as error:
+        raise ConfigError(f"{name} needs a package that is not there ({_line(error)}): {_EXTRA}") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ConfigError(f"{name} does not fit into the memory of {device}: {SMALLER}") from error
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        code = " (SEGAGENT_TRUST_REMOTE_CODE)" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(
+            f"{argument} cannot be loaded as a model that answers about images: {_line(error)}{code}"
+        ) from error
+    return HfPolicy(
+        model,
+        processor,
+        " ".join(map(_address, folders)),
+        preset=settings.preset,
+        pixels=settings.model_pixels,
+        plain_image=settings.plain_image,
+    )
+
+
+def _folder(name: str, trust: bool) -> Path:
+    """The folder of a model, downloaded when it is a name on the hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    patterns = [*_FILES, *(["*.py"] if trust else [])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"{name!r} is neither a folder nor a model that the Hugging Face hub gives out: {_line(error)}. Is the "
+            "name right, the hub reachable, and for gated models HF_TOKEN set?"
+        ) from error
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _adapted(model: Any, folder: Path) -> Any:
+    """A model with a LoRA adapter merged into its weights."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"{folder} is no LoRA adapter: it has no adapter_model.safetensors (pickles are not loaded)")
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def _check_memory(name: str, folder: Path, device: str, dtype: torch.dtype) -> None:
+    """Refuse a model that is larger than what is free: an operating system would kill this process instead.
+
+    Raises:
+        ConfigError: It is, or a weights file is damaged.
+    """
+    needed = 0
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as weights:
+                slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
+                full = any(piece.get_dtype() in _PACKED for piece in slices)
+                count = sum(math.prod(piece.get_shape()) for piece in slices)
+                needed += file.stat().st_size if full else count * dtype.itemsize
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file} is damaged: {_line(error)}; download or copy it again") from error
+    free = _free_memory(device)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{name} needs {needed / 2**30:.1f} GiB as {str(dtype).partition('.')[2]}, but {device} has "
+            f"{free / 2**30:.1f} GiB free: {SMALLER}"
+        )
+
+
+def _free_memory(device: str) -> int | None:
+    """Bytes free on a device, or None when unknown."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _address(folder: Path) -> str:
+    """Content address of a model: the commit of a download, else a hash of the files that matter."""
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in [*_FILES, "*.py"] for path in folder.glob(pattern)):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """The first sentence of an error's message."""
+    return (" ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__)[:300]
