@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Size of the folder of encoded images on disk, which outlives restarts; 0 for none. Only the SAM "
-        "family uses it, with 4 to 20 MB for an image.",
+        "family uses it, with 4 to 25 MB for an image.",
     )
     prewarm_tasks: int = Field(
         16,

@@ -309,6 +309,7 @@ def test_edgetam_without_its_packages(tmp_path: Path) -> None:
         load_segmenter(f"hf:{tmp_path}")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_on_cuda_is_close_to_the_cpu(kind: str, tiny_sams: dict[str, Path], disc_image: np.ndarray) -> None:
