@@ -111,7 +111,10 @@ def measure_masks(agent: SegAgent, root: Path, limit: int) -> dict[str, Any]:
 
 
 def measure_ratings(agent: SegAgent, root: Path, limit: int, per_object: int = 3, seed: int = 0) -> list[Any]:
-    """(predicted, true) IoU of corrupted masks of one set; objects of at least 0.5 % of their image."""
+    """(predicted, true) IoU of corrupted masks of one set; objects of at least 0.5 % of their image.
+
+    The true IoU is with the instance of the label that the mask fits best: of several persons any may be meant.
+    """
     policy: Policy = agent.policy
     rng = np.random.default_rng(seed)
     pairs = []
@@ -126,7 +129,8 @@ def measure_ratings(agent: SegAgent, root: Path, limit: int, per_object: int = 3
                     continue
                 decision = policy.act([Observation(image, shown, label, state=state)])[0]
                 if decision.predicted_iou is not None:
-                    pairs.append((decision.predicted_iou, iou(shown, mask)))
+                    meant = [m for name, m in objects if name == label]
+                    pairs.append((decision.predicted_iou, max(iou(shown, m) for m in meant)))
     return pairs
 
 

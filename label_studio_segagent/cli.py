@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
+from .training.commands import app as train_app
 
 if TYPE_CHECKING:
     from .agent.agent import SegAgent
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segments like a human annotator: clicks on a segmentation tool, one by one, in Label Studio or on files.",
 )
+app.add_typer(train_app, name="train-embedded")
 console = Console()
 errors = Console(stderr=True)
 

@@ -31,9 +31,7 @@ def read_weights(path: Path, model: str) -> tuple[dict[str, str], dict[str, torc
         ConfigError: There is no such file, or it holds something else.
     """
     if not path.is_file():
-        raise ConfigError(
-            f"no {model} weights at {path}; train them with `python -m label_studio_segagent.training.{model}`"
-        )
+        raise ConfigError(f"no {model} weights at {path}; train them with `segagent train-embedded {model}`")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,19 @@ from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory
-from ..policies.base import Observation, Policy
+from ..policies.base import Observation, Policy, Target
 from ..segmenters.base import ImageState, Segmenter
 from ..segmenters.cache import EmbeddingCache
+from .lockstep import run_lockstep
 from .rollout import Attempt, Rollout
-from .search import run_lockstep
+from .search import TreeSearch
 
 __all__ = ["SegAgent"]
 
 _ALGORITHM = "agent-1"
 """Changes whenever the same models would give another mask; part of the model version."""
+_IN_FLIGHT = 16
+"""Rollouts advanced together."""
 _SAME_OBJECT = 0.7
 """Two results that overlap more than this (IoU) are one object."""
 
@@ -39,7 +42,9 @@ class SegAgent:
         policy: Looks at image, mask and prompt; rates the mask and chooses the next click.
         segmenter: Turns clicks into masks.
         max_clicks: Clicks a rollout may use.
-        candidates: Actions tried at every step; only 1 (greedy) so far.
+        candidates: Clicks tried at every step; the policy's own rating of the masks chooses. 1 is greedy.
+        beam: Masks that a search goes on from at every step; only with several candidates.
+        tool_calls: Calls of the segmenter that a search may spend on one object, or None.
         stop_iou: A predicted IoU at which a rollout stops.
         time_budget: Seconds after which a call makes no further click, or None.
         cache: Keeps encoded images; may be shared with other agents. One of its own by default.
@@ -58,19 +63,27 @@ class SegAgent:
         max_clicks: int = 7,
         candidates: int = 1,
         *,
+        beam: int = 1,
+        tool_calls: int | None = None,
         stop_iou: float = 0.95,
         time_budget: float | None = None,
         cache: EmbeddingCache | None = None,
     ) -> None:
         if max_clicks < 0:
             raise ConfigError(f"max_clicks is {max_clicks}; it must be 0 or more")
-        if candidates != 1:
-            raise ConfigError(f"candidates is {candidates}; tree search is not available yet, use 1")
+        if candidates < 1:
+            raise ConfigError(f"candidates is {candidates}; it must be 1 (greedy) or more")
+        if beam < 1 or (beam > 1 and candidates == 1):
+            raise ConfigError(f"beam is {beam} with {candidates} candidates; it must be 1, or more in a search")
+        if tool_calls is not None and tool_calls < 1:
+            raise ConfigError(f"tool_calls is {tool_calls}; it must be 1 or more, or None")
         if not 0 < stop_iou <= 1:
             raise ConfigError(f"stop_iou is {stop_iou}; it must be above 0 and at most 1")
         self.policy, self.segmenter = policy, segmenter
         self.max_clicks, self.stop_iou, self.time_budget = max_clicks, stop_iou, time_budget
-        parts = (_ALGORITHM, policy.version, segmenter.version, max_clicks, stop_iou, time_budget)
+        self.candidates, self.beam, self.tool_calls = candidates, beam, tool_calls
+        search = () if candidates == 1 else (candidates, beam, tool_calls)
+        parts = (_ALGORITHM, policy.version, segmenter.version, max_clicks, stop_iou, time_budget, *search)
         self.version = f"segagent-{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
         self.cache = EmbeddingCache() if cache is None else cache
 
@@ -127,8 +140,8 @@ class SegAgent:
             InputError: Image and mask do not fit.
         """
         deadline = self._deadline()
-        attempt = Attempt(self.encode(image), prompt, None, _check_mask(image, mask), self.max_clicks)
-        return self._run([attempt], deadline)[0]
+        attempt = self._attempt(self.encode(image), prompt, None, _check_mask(image, mask))
+        return self._run(iter([[attempt]]), deadline)[0][0]
 
     def score(self, image: Image, prompt: str, mask: Mask) -> float:
         """The predicted IoU, in [0, 1], of a mask, bool (H, W), with the object that `prompt` names.
@@ -194,24 +207,45 @@ class SegAgent:
         self, items: Sequence[tuple[Image, str, int | None]], seconds: float | None = None
     ) -> list[list[Rollout]]:
         """For each (image, prompt, at most so many instances) the rollouts, one per located target."""
-        deadline = self._deadline(seconds)
-        states = [self.encode(image) for image, _, _ in items]
-        located = self.policy.locate_batch([(image, prompt) for image, prompt, _ in items])
-        attempts = [
-            [Attempt(state, prompt, target, max_clicks=self.max_clicks) for target in targets[:limit]]
-            for state, (_, prompt, limit), targets in zip(states, items, located, strict=True)
-        ]
-        results = iter(self._run([attempt for group in attempts for attempt in group], deadline))
-        return [[next(results) for _ in group] for group in attempts]
+        waiting = list(items)
+
+        def groups() -> Iterator[list[Attempt | TreeSearch]]:
+            # Images are encoded and looked at when there is room for them, several at a time.
+            while waiting:
+                now, waiting[:] = waiting[:_IN_FLIGHT], waiting[_IN_FLIGHT:]
+                states = [self.encode(image) for image, _, _ in now]
+                located = self.policy.locate_batch([(image, prompt) for image, prompt, _ in now])
+                for state, (_, prompt, limit), targets in zip(states, now, located, strict=True):
+                    yield [self._attempt(state, prompt, target) for target in targets[:limit]]
+
+        return self._run(groups(), self._deadline(seconds))
+
+    def _attempt(
+        self, state: ImageState, prompt: str, target: Target | None, start: Mask | None = None
+    ) -> Attempt | TreeSearch:
+        if self.candidates == 1:
+            return Attempt(state, prompt, target, start, self.max_clicks)
+        return TreeSearch(state, prompt, target, start, self.max_clicks, self.beam, self.tool_calls)
 
     def _deadline(self, seconds: float | None = None) -> float | None:
         budgets = [budget for budget in (self.time_budget, seconds) if budget is not None]
         return time.monotonic() + min(budgets) if budgets else None
 
-    def _run(self, attempts: Sequence[Attempt], deadline: float | None) -> list[Rollout]:
-        run_lockstep(attempts, self.policy, self.segmenter, stop_iou=self.stop_iou, deadline=deadline)
-        rollouts = [attempt.result() for attempt in attempts]
-        for rollout in rollouts:
+    def _run(self, groups: Iterator[list[Attempt | TreeSearch]], deadline: float | None) -> list[list[Rollout]]:
+        """The rollouts of every group, in order."""
+        seen: list[list[Attempt | TreeSearch]] = []
+
+        def remembered() -> Iterator[list[Attempt | TreeSearch]]:
+            for group in groups:
+                seen.append(group)
+                yield group
+
+        run_lockstep(
+            remembered(), self.policy, self.segmenter, candidates=self.candidates, stop_iou=self.stop_iou,
+            deadline=deadline, in_flight=_IN_FLIGHT,
+        )  # fmt: skip
+        rollouts = [[attempt.result() for attempt in group] for group in seen]
+        for rollout in (rollout for group in rollouts for rollout in group):
             rollout.trajectory.meta.update(self._meta(rollout.stopped))
             if rollout.stopped == "unparsable":
                 log.warning(

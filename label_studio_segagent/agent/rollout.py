@@ -6,6 +6,7 @@ by answer i + 1, and after the last click one more answer is asked for (SegAgent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,7 @@ class _Rated:
 
 @dataclass(slots=True)
 class Attempt:
-    """A rollout in progress: `query` -> `see`, `observe` -> `decide`, until `stopped` is set.
+    """A greedy rollout in progress; see `lockstep.Rolling`.
 
     Args:
         state: The image as the segmenter encoded it.
@@ -100,18 +101,25 @@ class Attempt:
         """The box around the object, when it is known; it stays a prompt for every click."""
         return None if self.target is None else self.target.box
 
-    def see(self, answer: Segmentation) -> None:
+    def queries(self) -> list[Query]:
+        """The click to be tried, if there is one."""
+        return [] if self.pending is None else [self.pending]
+
+    def see(self, answers: Sequence[Segmentation]) -> None:
         """Take the tool's answer to `pending`."""
         assert self.pending is not None
+        (answer,) = answers
         self._now = _Rated(answer.mask, tuple(self.pending.clicks), answer.logits)
         self.pending = None
 
-    def observe(self) -> Observation:
-        """What the policy is shown next."""
-        return Observation(self.state.image, self._now.mask, self.prompt, self.box, self._now.rejected, self.state)
+    def observations(self) -> list[Observation]:
+        """What the policy is shown next: the current mask."""
+        now = self._now
+        return [Observation(self.state.image, now.mask, self.prompt, self.box, now.rejected, self.state)]
 
-    def decide(self, decision: Decision, stop_iou: float, out_of_time: bool) -> None:
-        """Take the policy's answer to `observe`: rate the mask, then click, undo the last click, or stop."""
+    def decide(self, decisions: Sequence[Sequence[Decision]], stop_iou: float, out_of_time: bool) -> None:
+        """Take the policy's answer: rate the mask, then click, undo the last click, or stop."""
+        ((decision, *_),) = decisions
         now, previous = self._now, self._previous
         self._rate(decision)
         if decision.action is None:

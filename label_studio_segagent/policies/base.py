@@ -85,6 +85,21 @@ class Policy(ABC):
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
         """Rate each observation's mask and choose the next action; one decision an observation, in order."""
 
+    def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
+        """Several candidate decisions for each observation, for a search to choose from.
+
+        Policies that write text sample it; for the others the one decision of `act` is the only candidate.
+
+        Args:
+            observations: States of rollouts.
+            count: Candidates wanted for each, at least 1.
+
+        Returns:
+            For each observation, in order, 1 to `count` decisions with different actions, the one of `act` first.
+            Answers that cannot be parsed are left out unless there is nothing else.
+        """
+        return [[decision] for decision in self.act(observations)]
+
     def locate(self, image: Image, prompt: str) -> list[Target]:
         """`locate_batch` for a single image, RGB uint8 (H, W, 3)."""
         return self.locate_batch([(image, prompt)])[0]

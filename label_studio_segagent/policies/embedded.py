@@ -23,16 +23,17 @@ from typing_extensions import override
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Finish
 from ..hlmat.arrays import Box, Image, Mask, check_image, mask_box
+from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View, object_box, zoom_window
 from .base import Decision, Observation, Policy, Target
-from .embedded_inputs import affine_of, cut_mask, draw_state, pad_maps, places_of, sample_context
+from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
 from .embedded_net import Located, PolicyNet
-from .embedded_targets import box_iou, choose_click, find_targets
+from .embedded_targets import box_iou, choose_clicks, find_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
-__all__ = ["ActSettings", "EmbeddedPolicy"]
+__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse", "Seen"]
 
 log = logging.getLogger(__name__)
 _IMAGES_KEPT = 16
@@ -63,8 +64,15 @@ class ActSettings:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """An image as the locator saw it."""
+class Seen:
+    """An image as the locator saw it.
+
+    Attributes:
+        view: The whole image.
+        maps: From `Locator.see`.
+        flat: Whether it shows nothing.
+        zoomed: The segmenter's maps of views that were looked at.
+    """
 
     view: View
     maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -72,11 +80,28 @@ class _Seen:
     zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
 
 
+@dataclass(slots=True)
+class Glimpse:
+    """What the reviewer looks at: an object and its surroundings.
+
+    Attributes:
+        view: The window of the image.
+        box: (x0, y0, x1, y1) pixels around the object, or None when only its mask is known.
+        maps: The segmenter's maps (1, c, h, w) at strides 4, 8, 16 and its embeddings at stride 8, not padded.
+        context: (1, c, h, w) at stride 8: what the locator says about these places; not padded either.
+    """
+
+    view: View
+    box: Box | None
+    maps: list[torch.Tensor]
+    context: torch.Tensor
+
+
 class EmbeddedPolicy(Policy):
     """The policy whose weights ship with this package.
 
     Args:
-        weights: A safetensors file written by `training.policy`; by default the shipped one.
+        weights: A safetensors file written by `segagent train-embedded policy`; by default the shipped one.
         segmenter: Whose views it looks at; by default the embedded one with its shipped weights.
         settings: How careful it is.
 
@@ -102,7 +127,7 @@ class EmbeddedPolicy(Policy):
         if net.config.view != self.segmenter.settings.zoom:
             zoom = self.segmenter.settings.zoom
             raise ConfigError(f"the policy looks at views of {net.config.view} pixels, the segmenter at {zoom}")
-        self._images: OrderedDict[bytes, _Seen] = OrderedDict()
+        self._images: OrderedDict[bytes, Seen] = OrderedDict()
         self._lock = threading.Lock()
         self._use(net)
 
@@ -116,11 +141,15 @@ class EmbeddedPolicy(Policy):
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
-        return [self._targets(self._see(image), image, prompt) for image, prompt in items]
+        return [self._targets(self.see(image), image, prompt) for image, prompt in items]
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
-        return [self._act(observation) for observation in observations]
+        return [self._act(observation, 1)[0] for observation in observations]
+
+    @override
+    def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
+        return [self._act(observation, count) for observation in observations]
 
     def with_net(self, net: PolicyNet) -> EmbeddedPolicy:
         """The same policy with other weights (see `training.policy_fit`); this one stays as it is."""
@@ -130,8 +159,13 @@ class EmbeddedPolicy(Policy):
         other._use(net)
         return other
 
-    def _see(self, image: Image) -> _Seen:
-        """The image through the locator's eyes, kept for the next question about it."""
+    def see(self, image: Image, state: ImageState | None = None) -> Seen:
+        """The image through the locator's eyes, kept for the next question about it.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            state: The segmenter's state of it, if there is one: saves the time to make another.
+        """
         check_image(image)
         pixels = np.ascontiguousarray(image)
         key = hashlib.blake2b(repr(pixels.shape).encode() + pixels.data, digest_size=16).digest()
@@ -142,10 +176,11 @@ class EmbeddedPolicy(Policy):
         side = self.net.config.side
         view = View.of((0, 0, image.shape[1], image.shape[0]), side)
         crop = view.crop(image)
+        eyes = self.segmenter.whole_maps(pixels, state)
         with torch.inference_mode():
-            maps = self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float())
+            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
             padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
-            seen = _Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
+            seen = Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
         with self._lock:
             self._images[key] = seen
             while len(self._images) > _IMAGES_KEPT:
@@ -156,12 +191,12 @@ class EmbeddedPolicy(Policy):
         name = self.book.find(prompt)
         return 0 if name == SALIENT else self.net.config.labels.index(name)
 
-    def _find(self, seen: _Seen, label: int) -> Located:
+    def _find(self, seen: Seen, label: int) -> Located:
         with torch.inference_mode():
             vector, bias = self.net.vectors[label : label + 1], self.net.biases[label : label + 1]
             return self.net.locator.find(seen.maps, vector, bias)[0]
 
-    def _targets(self, seen: _Seen, image: Image, prompt: str) -> list[Target]:
+    def _targets(self, seen: Seen, image: Image, prompt: str) -> list[Target]:
         if seen.flat:
             return []
         label = self._label(prompt)
@@ -169,22 +204,36 @@ class EmbeddedPolicy(Policy):
         size = (image.shape[0], image.shape[1])
         return find_targets(self._find(seen, label), 0, seen.view, size, least)[: self.settings.most]
 
-    def _act(self, observed: Observation) -> Decision:
+    def _act(self, observed: Observation, count: int) -> list[Decision]:
+        """At most `count` decisions, the best one first."""
         image, mask = observed.image, observed.mask
-        seen = self._see(image)
-        box = observed.box if observed.box is not None else self._box_for(seen, observed)
-        around = _around(mask, box)
-        if around is None or (seen.flat and not mask.any()):
-            return self.decide(Finish(), 0.0, image)
-        drawn, rating, view = self._review(seen, observed, box, around)
+        glimpse = self.glimpse(observed)
+        if glimpse is None:
+            return [self.decide(Finish(), 0.0, image)]
+        drawn, rating = self._review(observed, glimpse)
         if not mask.any():
             rating = 0.0
         if rating >= self.settings.good:
-            return self.decide(Finish(), rating, image)
-        click = choose_click(mask, drawn, view, observed.rejected, least=self.settings.thinnest)
-        return self.decide(click, rating, image)
+            return [self.decide(Finish(), rating, image)]
+        actions = choose_clicks(mask, drawn, glimpse.view, observed.rejected, least=self.settings.thinnest, count=count)
+        return [self.decide(action, rating, image) for action in actions]
 
-    def _box_for(self, seen: _Seen, observed: Observation) -> Box | None:
+    def glimpse(self, observed: Observation) -> Glimpse | None:
+        """Where the reviewer looks and what it sees there; None where there is nothing to look at."""
+        seen, label = self.see(observed.image, observed.state), self._label(observed.prompt)
+        box = observed.box if observed.box is not None else self._box_for(seen, observed)
+        around = _around(observed.mask, box)
+        if around is None or (seen.flat and not observed.mask.any()):
+            return None
+        view, maps = self._zoom(seen, observed.image, around)
+        located = self._find(seen, label)
+        with torch.inference_mode():
+            handed = torch.cat([located.context, located.region, located.heat], 1)
+            matrix = affine_of(view, seen.view, self.net.config.view, self.net.config.side)[None]
+            context = sample_context(handed, matrix, self.net.config.view // 8)
+        return Glimpse(view, box, maps, context[..., : view.height // 8, : view.width // 8])
+
+    def _box_for(self, seen: Seen, observed: Observation) -> Box | None:
         """The box of the target that a mask without a box is of: the best one for an empty mask."""
         targets = self._targets(seen, observed.image, observed.prompt)
         there = mask_box(observed.mask)
@@ -194,25 +243,20 @@ class EmbeddedPolicy(Policy):
         return max(boxes, key=lambda b: box_iou(b, there)) if boxes else None
 
     def _review(
-        self, seen: _Seen, observed: Observation, box: Box | None, around: Box
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, View]:
-        """What the mask should be (over a view), the rating of what it is, and the view."""
-        net, label = self.net, self._label(observed.prompt)
-        view, maps = self._zoom(seen, observed.image, around)
+        self, observed: Observation, glimpse: Glimpse
+    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float]:
+        """What the mask should be (over the view), and the rating of what it is."""
+        net, view, label = self.net, glimpse.view, self._label(observed.prompt)
         side = net.config.view
-        located = self._find(seen, label)
         with torch.inference_mode():
-            handed = torch.cat([located.context, located.region, located.heat], 1)
-            matrix = affine_of(view, seen.view, side, net.config.side)[None]
-            context = sample_context(handed, matrix, side // 8)
-            padded = pad_maps(maps, [side // s for s in (4, 8, 16, 8)])
-            state = torch.from_numpy(draw_state(cut_mask(observed.mask, view), box, view, side))[None]
-            logits, rating = net.reviewer(padded, state, context, net.vectors[label : label + 1])
+            *maps, context = pad_maps([*glimpse.maps, glimpse.context], [side // s for s in (4, 8, 16, 8, 8)])
+            state = torch.from_numpy(draw_state(cut_mask(observed.mask, view), glimpse.box, view, side))[None]
+            logits, rating = net.reviewer(maps, state, context, net.vectors[label : label + 1])
             rating = torch.sigmoid(rating * net.calibration[0] + net.calibration[1])
             drawn = torch.sigmoid(logits[0, 0, : view.height // 4, : view.width // 4]).numpy()
-        return drawn, float(rating[0]), view
+        return drawn, float(rating[0])
 
-    def _zoom(self, seen: _Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
+    def _zoom(self, seen: Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
         """The segmenter's view of what is in a box.
 
         Which one depends on the box alone, not on what was asked before; boxes that differ little share a view.

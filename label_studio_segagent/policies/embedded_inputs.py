@@ -14,7 +14,7 @@ from torch import Tensor
 from ..hlmat.arrays import Box, Mask
 from ..segmenters.embedded_views import View
 
-__all__ = ["affine_of", "cut_mask", "draw_state", "pad_maps", "places_of", "sample_context"]
+__all__ = ["affine_of", "cut_mask", "draw_state", "join_maps", "pad_maps", "places_of", "sample_context"]
 
 Float = npt.NDArray[np.float32]
 
@@ -22,6 +22,23 @@ Float = npt.NDArray[np.float32]
 def pad_maps(maps: Sequence[Tensor], sides: Sequence[int]) -> list[Tensor]:
     """Pad maps (…, h, w) with zeros at the right and the bottom to squares of the given sides."""
     return [F.pad(m, (0, side - m.shape[-1], 0, side - m.shape[-2])) for m, side in zip(maps, sides, strict=True)]
+
+
+def join_maps(maps: Sequence[Tensor], eyes: Sequence[Tensor]) -> list[Tensor]:
+    """What the locator's backbone and the segmenter see of a whole image, side by side.
+
+    Args:
+        maps: The backbone's, (N, c, h, w) at strides 8, 16 and 32 of its view.
+        eyes: The segmenter's, see `EmbeddedSegmenter.whole_maps`.
+
+    Returns:
+        Maps at the backbone's three resolutions.
+    """
+    m8, m16, m32 = maps
+    s8, s16, e8 = (
+        F.interpolate(m, size=to.shape[-2:], mode="bilinear") for m, to in zip(eyes, (m8, m16, m8), strict=True)
+    )
+    return [torch.cat([m8, s8, e8], 1), torch.cat([m16, s16], 1), m32]
 
 
 def places_of(view: View, side: int) -> Tensor:

@@ -1,8 +1,9 @@
 """The network of the embedded policy: a locator that finds what a label names, and a reviewer that judges a mask.
 
-The locator looks at the whole image with a frozen ImageNet backbone of its own: finetuning for clicks costs the
-segmenter's backbone much of what it knew about classes. The reviewer looks at the segmenter's zoomed view of the object
-and draws what the mask should be; clicks and rating follow from how the two differ.
+The locator looks at the whole image through a frozen ImageNet backbone of its own, as finetuning for clicks costs the
+segmenter's much of what it knew about classes, and through the segmenter's, which knows where objects end. The reviewer
+looks at the segmenter's zoomed view of the object and draws what the mask should be; clicks and rating follow from how
+the two differ.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class PolicyConfig:
     """
 
     labels: tuple[str, ...]
-    backbone: str = "lite0"
+    backbone: str = "lite2"
     side: int = 448
     view: int = 320
     segmenter: tuple[int, int, int, int] = (32, 64, 128, 32)
@@ -88,7 +89,7 @@ class _Conditioned(nn.Module):
 
 
 class Locator(nn.Module):
-    """Finds the instances of a label from frozen features of the whole image.
+    """Finds the instances of a label from frozen features of the whole image: its backbone's and the segmenter's.
 
     Args:
         config: Sizes.
@@ -117,7 +118,7 @@ class Locator(nn.Module):
         """What does not depend on the label.
 
         Args:
-            maps: Frozen features (N, c, h, w) at strides 8, 16 and 32, padded at the right and bottom to a square.
+            maps: From `join_maps`, (N, c, h, w) at strides 8, 16 and 32, padded at the right and bottom to a square.
             places: (N, 3, h, w) at stride 16: x and y in [-1, 1] over the image, and 1 inside of it.
 
         Returns:
@@ -246,7 +247,9 @@ class PolicyNet(nn.Module):
         self.backbone = EfficientNetLite(config.backbone).requires_grad_(False)
         self.vectors = nn.Parameter(torch.randn(len(config.labels), config.text) * 0.7)
         self.biases = nn.Parameter(torch.full((len(config.labels),), -2.0))
-        self.locator = Locator(config, self.backbone.channels[1:])
+        _, c8, c16, c32 = self.backbone.channels
+        _, s8, s16, embedding = config.segmenter
+        self.locator = Locator(config, (c8 + s8 + embedding, c16 + s16, c32))
         self.reviewer = Reviewer(config)
         self.calibration = nn.Parameter(torch.tensor([1.0, 0.0, 0.3]), requires_grad=False)
         """Of the rating's logit: factor and shift; and the least score of a target."""

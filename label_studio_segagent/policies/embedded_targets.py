@@ -17,12 +17,18 @@ from ..segmenters.embedded_views import View
 from .base import Target
 from .embedded_net import Located
 
-__all__ = ["box_iou", "choose_click", "find_targets"]
+__all__ = ["box_iou", "choose_clicks", "find_targets"]
 
 Float = npt.NDArray[np.float32]
 _PEAKS = 60
 _OVERLAP = 0.55
 """Boxes that overlap more than this (IoU) are one instance."""
+_INSIDE = 0.45
+"""Probability from which a cell is part of an instance."""
+_RIVAL = 0.5
+"""A target disputes another's part of the region when its score is at least this share of the other's."""
+_APART = 0.1
+"""Boxes that overlap less (IoU) are of different objects."""
 _SURE = 0.15
 """An error counts where the probability is at least this far from one half, times two."""
 
@@ -47,29 +53,57 @@ def find_targets(located: Located, row: int, view: View, size: tuple[int, int], 
         least: Smallest score.
     """
     height, width = view.height // 8, view.width // 8
+    fx, fy = size[1] / width, size[0] / height
     heat = torch.sigmoid(located.heat[row : row + 1, :, :height, :width])
     peaks = (heat * (heat == F.max_pool2d(heat, 3, 1, 1))).flatten()
     scores, places = peaks.topk(min(_PEAKS, peaks.numel()))
-    found: list[Target] = []
+    found: list[tuple[Target, int]] = []
     for score, place in zip(scores.tolist(), places.tolist(), strict=True):
         if score < max(least, 1e-6):
             break
         y, x = divmod(place, width)
         left, up, right, down = located.boxes[row, :, y, x].tolist()
-        fx, fy = size[1] / width, size[0] / height
         box = (
             max((x + 0.5 - left) * fx, 0.0), max((y + 0.5 - up) * fy, 0.0),
             min((x + 0.5 + right) * fx, float(size[1])), min((y + 0.5 + down) * fy, float(size[0])),
         )  # fmt: skip
         whole = box[2] - box[0] >= 1 and box[3] - box[1] >= 1
-        if whole and all(box_iou(box, t.box) < _OVERLAP for t in found if t.box is not None):
-            found.append(Target(box, None, float(score)))
-    return found
+        if whole and all(box_iou(box, t.box) < _OVERLAP for t, _ in found if t.box is not None):
+            found.append((Target(box, None, float(score)), place))
+    return _fit_to_region(found, torch.sigmoid(located.region[row, 0, :height, :width]).numpy(), fx, fy)
 
 
-def choose_click(
-    mask: Mask, wanted: Float, view: View, rejected: Sequence[Click], *, least: float, away: float = 0.25
-) -> Action:
+def _fit_to_region(found: Sequence[tuple[Target, int]], region: Float, fx: float, fy: float) -> list[Target]:
+    """Give targets that have a part of the region to themselves the box around it: it is drawn better than boxes are.
+
+    Args:
+        found: Targets and their places in the region, counted row by row.
+        region: Probability of each cell to be part of an instance, float32 (h, w).
+        fx: Width of a cell in pixels.
+        fy: Height of a cell.
+    """
+    _, parts, stats, _ = cv2.connectedComponentsWithStats((region > _INSIDE).astype(np.uint8), connectivity=4)
+    owners = [int(parts.flat[place]) for _, place in found]
+    out: list[Target] = []
+    for (target, _), part in zip(found, owners, strict=True):
+        beside = [t for (t, _), other in zip(found, owners, strict=True) if other == part and t is not target]
+        if part and not any(_disputes(t, target) for t in beside):
+            x, y, w, h = (int(v) for v in stats[part, :4])
+            target = Target((x * fx, y * fy, (x + w) * fx, (y + h) * fy), None, target.score)
+        out.append(target)
+    return out
+
+
+def _disputes(other: Target, target: Target) -> bool:
+    """Whether another target is a neighbour of this one, not a second opinion about it."""
+    assert other.box is not None and target.box is not None
+    return other.score >= _RIVAL * target.score and box_iou(other.box, target.box) < _APART
+
+
+def choose_clicks(
+    mask: Mask, wanted: Float, view: View, rejected: Sequence[Click], *, least: float, away: float = 0.25,
+    count: int = 1,
+) -> list[Action]:  # fmt: skip
     """The next click: in the middle of the thickest disagreement, where the reviewer is sure; or Finish.
 
     Args:
@@ -78,7 +112,11 @@ def choose_click(
         view: What `wanted` shows.
         rejected: Clicks not to be repeated, nor made next to.
         least: Disagreements thinner than this share of the object's extent are left alone.
-        away: How far from rejected clicks, relative to the depth of the error there.
+        away: How far from rejected clicks, and from each other, relative to the depth of the error there.
+        count: Clicks wanted, at most.
+
+    Returns:
+        Different clicks, best first, or one Finish.
     """
     x0, y0, x1, y1 = view.window
     # At about the resolution of the view's crop: large windows gain nothing from all of their pixels.
@@ -89,20 +127,30 @@ def choose_click(
     now = cv2.resize(mask[y0:y1, x0:x1].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     sure: Float = np.abs(2 * right - 1)
     extent = math.sqrt(max(int(np.count_nonzero(right > 0.5)), int(np.count_nonzero(now)), 1))
-    best = least * extent
-    action: Action = Finish()
+    found: list[tuple[float, Click]] = []
     for positive, error in ((True, (right > 0.5) & ~now), (False, now & (right <= 0.5))):
         error &= sure > _SURE
         padded = np.pad(error.astype(np.uint8), 1)
         depth = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 3), np.float32)[1:-1, 1:-1]
+        worth = depth * sure
         for click in rejected:
-            x, y = (click.x + 0.5 - x0) / sx - 0.5, (click.y + 0.5 - y0) / sy - 0.5
+            x, y = round((click.x + 0.5 - x0) / sx - 0.5), round((click.y + 0.5 - y0) / sy - 0.5)
             if -1 < x < width and -1 < y < height:
-                deep = float(depth[min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)])
-                cv2.circle(depth, (round(x), round(y)), max(2, round(away * deep)), 0.0, -1)
-        depth = depth * sure
-        row, column = divmod(int(depth.argmax()), width)
-        if depth[row, column] > best:
-            best = float(depth[row, column])
-            action = Click(x0 + (column + 0.5) * sx - 0.5, y0 + (row + 0.5) * sy - 0.5, positive)
-    return action
+                _forbid(worth, depth, x, y, away)
+        for _ in range(count):
+            row, column = divmod(int(worth.argmax()), width)
+            if worth[row, column] <= least * extent:
+                break
+            click = Click(x0 + (column + 0.5) * sx - 0.5, y0 + (row + 0.5) * sy - 0.5, positive)
+            found.append((float(worth[row, column]), click))
+            # Other candidates are to be elsewhere: not only next to it.
+            _forbid(worth, depth, column, row, max(away, 0.8))
+    found.sort(key=lambda item: -item[0])
+    clicks: list[Action] = [click for _, click in found[:count]]
+    return clicks or [Finish()]
+
+
+def _forbid(worth: Float, depth: Float, x: int, y: int, away: float) -> None:
+    """Make the surroundings of a click worth nothing."""
+    deep = float(depth[min(max(y, 0), depth.shape[0] - 1), min(max(x, 0), depth.shape[1] - 1)])
+    cv2.circle(worth, (x, y), max(2, round(away * deep)), 0.0, -1)

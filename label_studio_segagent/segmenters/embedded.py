@@ -71,6 +71,7 @@ class ViewSettings:
 class _Features:
     """What `set_image` computes: the coarse view, and the zoomed ones seen so far (newest last)."""
 
+    version: str
     coarse: View
     maps: list[torch.Tensor]
     zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
@@ -81,7 +82,7 @@ class EmbeddedSegmenter(Segmenter):
     """Click segmentation with the weights that ship with this package.
 
     Args:
-        weights: A safetensors file written by `training.segmenter`; by default the shipped one.
+        weights: A safetensors file written by `segagent train-embedded segmenter`; by default the shipped one.
         settings: Sizes of the views.
 
     Raises:
@@ -100,7 +101,22 @@ class EmbeddedSegmenter(Segmenter):
         """Encode the whole image; see `Segmenter.set_image`."""
         height, width = check_image(image).shape[:2]
         view = View.of((0, 0, width, height), self.settings.coarse)
-        return ImageState(image, _Features(view, self._encode(image, view)))
+        return ImageState(image, _Features(self.version, view, self._encode(image, view)))
+
+    def whole_maps(self, image: Image, state: ImageState | None = None) -> list[torch.Tensor]:
+        """What the encoder says about a whole image: maps (1, c, h, w) at strides 8 and 16, and embeddings at 8.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            state: Of this image; when this segmenter made it, nothing is computed.
+        """
+        if state is None or not self._made(state):
+            state = self.set_image(image)
+        maps: list[torch.Tensor] = state.features.maps[1:4]
+        return maps
+
+    def _made(self, state: ImageState) -> bool:
+        return isinstance(state.features, _Features) and state.features.version == self.version
 
     def predict(
         self,
@@ -111,7 +127,7 @@ class EmbeddedSegmenter(Segmenter):
         prior: npt.NDArray[Any] | None = None,
     ) -> Segmentation:
         """Segment one object; see `Segmenter.predict`."""
-        if not isinstance(state.features, _Features):
+        if not self._made(state):
             raise InputError("the image state was made by another segmenter; call set_image of this one")
         clicks = [_inside(c, state.size) for c in clicks]
         before = None if prior is None else _probability(prior, state.size)

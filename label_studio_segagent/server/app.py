@@ -57,6 +57,8 @@ def build_agent(settings: Settings) -> SegAgent:
         load_policy(settings.policy),
         load_segmenter(settings.segmenter),
         max_clicks=settings.max_clicks,
+        candidates=settings.candidates,
+        beam=settings.beam,
         stop_iou=settings.stop_iou,
         cache=EmbeddingCache(
             settings.embedding_cache_bytes, settings.data_dir / "embeddings", settings.embedding_disk_bytes

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     policy: str = Field("saliency", description="The click policy, by name.")
     segmenter: str = Field("embedded", description="The segmentation tool, by name.")
     max_clicks: int = Field(7, ge=0, le=100, description="Clicks the agent may use for an object.")
+    candidates: int = Field(
+        1, ge=1, le=32, description="Clicks tried at every step, of which the policy's own rating chooses; 1 is greedy."
+    )
+    beam: int = Field(1, ge=1, le=32, description="Masks that a search with several candidates goes on from.")
     stop_iou: float = Field(0.95, gt=0, le=1, description="Predicted IoU at which the agent is content.")
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on.")

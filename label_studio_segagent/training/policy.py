@@ -1,42 +1,41 @@
-"""Training of the embedded click policy within a time budget; resumable.
-
-python -m label_studio_segagent.training.policy --data DIR [--data DIR …] --out DIR --minutes 60 --resume
-"""
+"""Training of the embedded click policy within a time budget; resumable."""
 
 from __future__ import annotations
 
-import argparse
 import copy
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_net import PolicyConfig, PolicyNet
 from ..policies.embedded_weights import fold, save_net
 from ..policies.label_text import SALIENT
 from ..segmenters.embedded import EmbeddedSegmenter
 from .backbone import load_imagenet
 from .feeding import SpareCores, keep_memory, ready_batches
-from .policy_batches import PolicyDataset
-from .policy_calibration import calibrate
-from .policy_data import Scene, build_features, is_development, read_scenes
-from .policy_states import read_states
-from .policy_steps import PolicyReport, policy_loss
+from .policy_calibration import calibrate_rating, calibrate_targets
+from .policy_data import Scene, cached, crop_scene, is_development, read_scenes, whole_features
+from .policy_locating import LocatorDataset
+from .policy_reviewing import Review, ReviewDataset, make_reviews
+from .policy_states import make_states, read_states
+from .policy_steps import Report, locating_loss, reviewing_loss
 from .running import append_row, progress_bar, rate_factor, stopping
 from .segmenter_report import draw_curves, write_card
 
 __all__ = ["PolicySettings", "train_policy"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-_COLUMNS = ("step", "minutes", "loss", "heat", "boxes", "dense", "drawn", "rating_error", "rate", "gradient")
-_CURVES = ("loss", "heat", "boxes", "dense", "drawn", "rating_error", "rate")
 _NOTES = (
     "The backbone has ImageNet weights of EfficientNet-Lite (Apache-2.0). COCO annotations are CC BY 4.0, COCO images\n"
     "under their Flickr terms; ECSSD and Penn-Fudan are published for research. No image is shipped.\n"
@@ -53,15 +52,20 @@ class PolicySettings:
     """How to train.
 
     Attributes:
-        minutes: Time budget, counted over all resumed runs together; computing features comes on top.
+        minutes: Time budget of the two trainings, counted over all resumed runs together; features come on top.
+        locating: Share of it for the locator; the rest is for the reviewer.
+        trajectory_minutes: Time for making trajectories, at most; none is made for objects that have one.
         rate: Learning rate.
         decay: AdamW's weight decay.
-        scenes: Images in a batch, each with one label to look for and one mask to review.
+        scenes: Images in a batch of the locator.
+        crops: Parts of each image that it learns from as well.
+        prompts: Labels looked for in each of them, at most.
+        reviews: Masks in a batch of the reviewer.
         warmup: Steps until the full learning rate.
-        stable: Share of the budget at the full rate; then it falls along a cosine.
+        stable: Share of each training at the full rate; then it falls along a cosine.
         ema: Decay of the averaged weights, which are the ones that ship.
         checkpoint_minutes: Time between checkpoints.
-        log_steps: Steps per line of the log.
+        log_steps: Steps per line of the logs.
         per_scene: Objects per image that are reviewed, largest first.
         seed: Of everything random.
         threads: Of torch, at most; fewer while other programs need the cores.
@@ -69,9 +73,14 @@ class PolicySettings:
     """
 
     minutes: float = 60.0
+    locating: float = 0.55
+    trajectory_minutes: float = 15.0
     rate: float = 1e-3
     decay: float = 0.03
     scenes: int = 8
+    crops: int = 1
+    prompts: int = 3
+    reviews: int = 12
     warmup: int = 50
     stable: float = 0.5
     ema: float = 0.99
@@ -87,13 +96,14 @@ def train_policy(
     data: Sequence[Path], out: Path, settings: PolicySettings, *, segmenter: Path | None = None,
     resume: bool = False, config: PolicyConfig | None = None,
 ) -> Path:  # fmt: skip
-    """Train, and write `policy.safetensors`, `checkpoint.pt`, `log.csv`, `curves.png` and `MODEL_CARD.md` to `out`.
+    """Train the locator, make trajectories with it and the segmenter, and train the reviewer on their masks.
 
-    Masks that rollouts went through are read from `out/states.jsonl` when there is one (see `policy_states`).
+    Writes `policy.safetensors`, `states.jsonl` (the trajectories), `checkpoint.pt`, a log and curves of each training,
+    and `MODEL_CARD.md` to `out`.
 
     Args:
         data: Folders in COCO format (`images/`, `train.json`).
-        out: Made when missing; the features are cached in `out/cache`.
+        out: Made when missing; features are cached in `out/cache`.
         settings: How.
         segmenter: Weights of the embedded segmenter; by default the shipped ones.
         resume: Go on from `out/checkpoint.pt` when there is one.
@@ -113,22 +123,61 @@ def train_policy(
     embedding = clicker.net.config
     sizes["segmenter"] = (*embedding.channels, embedding.embedding)
     run = _Run(out, settings, PolicyConfig(**sizes), resume)
-    store = build_features(scenes, run.net, clicker, out / "cache", seed=settings.seed, per_scene=settings.per_scene)
-    states = read_states(out / "states.jsonl")
     kept = [is_development(s) for s in scenes]
-    weights = [0.0 if k else _weight(s) for s, k in zip(scenes, kept, strict=True)]
-    dataset = PolicyDataset(scenes, store, run.net.config, states, weights if any(weights) else None)
-    log.info("%d images, masks of %d rollouts, from step %d", len(scenes), len(states), run.step)
-    run.loop(dataset)
-    held = [i for i, k in enumerate(kept) if k] or list(range(len(scenes)))
-    figures = calibrate(run.average, PolicyDataset(scenes, store, run.net.config, states, augment=False), held)
-    log.info("calibration: %s", figures)
-    path = run.export(clicker.version)
+    if all(kept):
+        kept = [False] * len(scenes)
+    figures = _train_locator(run, clicker, scenes, kept)
+    path = out / "policy.safetensors"
+    if not run.stop:
+        save_net(run.average, path, clicker.version)
+        figures |= _train_reviewer(run, EmbeddedPolicy(path, clicker), scenes, kept)
+    save_net(run.average, path, clicker.version)
     write_card(
-        out, path, [str(d) for d in data], {**asdict(settings), **figures}, asdict(run.net.config), run.step,
-        run.seconds, title="Embedded click policy", notes=_NOTES, use=_USE,
+        out, path, [str(d) for d in data], {**asdict(settings), **figures}, asdict(run.net.config),
+        sum(run.steps.values()), sum(run.seconds.values()), title="Embedded click policy", notes=_NOTES, use=_USE,
     )  # fmt: skip
     return path
+
+
+def _train_locator(run: _Run, clicker: EmbeddedSegmenter, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:
+    settings, config = run.settings, run.net.config
+    rng = np.random.default_rng(settings.seed)
+    learned = [s for s, k in zip(scenes, kept, strict=True) if not k]
+    learned += [crop for s in learned for _ in range(settings.crops) if (crop := crop_scene(s, rng)) is not None]
+    wholes = whole_features(learned, run.net, clicker, run.out / "cache")
+    dataset = LocatorDataset(learned, wholes, config, [_weight(s) for s in learned])
+    rng = np.random.default_rng((settings.seed, run.steps["locator"]))
+    run.loop(
+        "locator", settings.minutes * settings.locating,
+        lambda: dataset.batch(rng, settings.scenes, settings.prompts), lambda batch: locating_loss(run.net, batch),
+    )  # fmt: skip
+    held = [s for s, k in zip(scenes, kept, strict=True) if k] or learned
+    seen = whole_features(held, run.net, clicker, run.out / "cache")
+    return calibrate_targets(run.average, LocatorDataset(held, seen, config, mirror=False))
+
+
+def _train_reviewer(run: _Run, policy: EmbeddedPolicy, scenes: Sequence[Scene], kept: Sequence[bool]) -> Report:
+    settings, config = run.settings, run.net.config
+    states = run.out / "states.jsonl"
+    make_states(scenes, policy, states, seconds=settings.trajectory_minutes * 60, seed=settings.seed)
+    rollouts = read_states(states)
+    seen = hashlib.sha256(repr((policy.version, sorted(rollouts), settings.per_scene, settings.seed)).encode())
+
+    def make() -> list[list[Review]]:
+        parts: list[list[Scene]] = [[], []]
+        for scene, k in zip(scenes, kept, strict=True):
+            parts[k].append(scene)
+        return [make_reviews(policy, p, rollouts, per_scene=settings.per_scene, seed=settings.seed) for p in parts]
+
+    training, held = cached(run.out / "cache", f"reviews-{seen.hexdigest()[:16]}", make)
+    log.info("%d reviews, %d kept back, masks of %d rollouts", len(training), len(held), len(rollouts))
+    dataset = ReviewDataset(training, config)
+    rng = np.random.default_rng((settings.seed, run.steps["reviewer"]))
+    run.loop(
+        "reviewer", settings.minutes * (1 - settings.locating), lambda: dataset.batch(rng, settings.reviews),
+        lambda batch: reviewing_loss(run.net, batch)[:2],
+    )  # fmt: skip
+    return calibrate_rating(run.average, ReviewDataset(held or training, config, mirror=False))
 
 
 def _weight(scene: Scene) -> float:
@@ -139,7 +188,7 @@ def _weight(scene: Scene) -> float:
 
 
 class _Run:
-    """Everything that a checkpoint holds."""
+    """Everything that a checkpoint holds, and the loop that both trainings share."""
 
     def __init__(self, out: Path, settings: PolicySettings, config: PolicyConfig, resume: bool) -> None:
         self.out, self.settings = out, settings
@@ -152,8 +201,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.net.trained(), lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.99)
         )
-        self.rng = np.random.default_rng(settings.seed)
-        self.step, self.seconds, self.stop = 0, 0.0, False
+        self.steps, self.seconds, self.stop = {"locator": 0, "reviewer": 0}, {"locator": 0.0, "reviewer": 0.0}, False
         if resume and (out / "checkpoint.pt").exists():
             self._load(out / "checkpoint.pt")
 
@@ -162,103 +210,76 @@ class _Run:
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.steps, self.seconds = state["steps"], state["seconds"]
         torch.set_rng_state(state["torch_rng"])
 
-    def save(self, name: str = "checkpoint.pt") -> None:
+    def save(self) -> None:
         """Write a checkpoint; the file is always whole."""
         state = {
             "net": self.net.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(), "steps": self.steps, "seconds": self.seconds,
             "torch_rng": torch.get_rng_state(), "config": asdict(self.net.config),
         }  # fmt: skip
-        temporary = self.out / f".{name}.part"
+        temporary = self.out / ".checkpoint.pt.part"
         torch.save(state, temporary)
-        temporary.replace(self.out / name)
+        temporary.replace(self.out / "checkpoint.pt")
 
-    def export(self, segmenter: str) -> Path:
-        """Write the averaged weights as they ship."""
-        path = self.out / "policy.safetensors"
-        save_net(self.average, path, segmenter)
-        draw_curves(self.out / "log.csv", self.out / "curves.png", _CURVES)
-        return path
-
-    def loop(self, dataset: PolicyDataset) -> None:
-        """Train until the budget is spent or a signal to stop comes; checkpoints on the way and at the end."""
-        settings, saved = self.settings, time.monotonic()
-        budget, lines = settings.minutes * 60, []
-        rng = np.random.default_rng((settings.seed, self.step))
+    def loop(
+        self, part: str, minutes: float, draw: Callable[[], T], learn: Callable[[T], tuple[Tensor, Report]]
+    ) -> None:
+        """Train one part until its budget is spent or a signal to stop comes; checkpoints on the way and at the end."""
+        settings, budget, saved = self.settings, minutes * 60, time.monotonic()
+        reports: list[Report] = []
+        if self.stop or self.seconds[part] >= budget:
+            return
         with (
             stopping(self),
-            progress_bar(budget, self.seconds) as (progress, bar),
-            ready_batches(lambda: dataset.batch(rng, settings.scenes), 2) as batches,
+            progress_bar(budget, self.seconds[part]) as (progress, bar),
+            ready_batches(draw, 2) as batches,
         ):
             cores = SpareCores(settings.threads)
-            was_stable = self.seconds < budget * settings.stable
-            while self.seconds < budget and not self.stop:
+            while self.seconds[part] < budget and not self.stop:
                 began = time.monotonic()
                 torch.set_num_threads(cores.threads())
                 self.optimizer.zero_grad(set_to_none=True)
-                loss, report, _ = policy_loss(self.net, next(batches))
+                loss, report = learn(next(batches))
                 loss.backward()  # type: ignore[no-untyped-call]
-                norm = self._update()
-                self.seconds += time.monotonic() - began
-                lines.append((*_values(report), self.optimizer.param_groups[0]["lr"], norm))
-                progress.update(bar, completed=self.seconds, text=f"step {self.step} loss {report.loss:.3f}")
-                if self.step % settings.log_steps == 0:
-                    self._log(np.mean(lines, 0))
-                    lines = []
-                if was_stable and self.seconds >= budget * settings.stable:
-                    was_stable = False
-                    self.save("stable.pt")
+                progressed = self.seconds[part] / budget
+                rate = settings.rate * rate_factor(self.steps[part], settings.warmup, progressed, settings.stable)
+                norm = self._update(part, rate)
+                self.seconds[part] += time.monotonic() - began
+                reports.append({**report, "rate": rate, "gradient": norm})
+                text = f"{part} step {self.steps[part]} loss {report['loss']:.3f}"
+                progress.update(bar, completed=self.seconds[part], text=text)
+                if self.steps[part] % settings.log_steps == 0:
+                    self._log(part, reports)
+                    reports = []
                 if time.monotonic() - saved > settings.checkpoint_minutes * 60:
                     saved = time.monotonic()
                     self.save()
-            if lines:
-                self._log(np.mean(lines, 0))
-            self.save()
+        if reports:
+            self._log(part, reports)
+        self.save()
+        names = [name for name in report if name != "gradient"]
+        draw_curves(self.out / f"{part}.csv", self.out / f"{part}.png", names)
 
-    def _update(self) -> float:
+    def _update(self, part: str, rate: float) -> float:
         """Take the step that the gradients say; returns their norm."""
-        settings = self.settings
-        factor = rate_factor(self.step, settings.warmup, self.seconds / (settings.minutes * 60), settings.stable)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate * factor
+            group["lr"] = rate
         norm = float(torch.nn.utils.clip_grad_norm_(self.net.trained(), 5.0))
         if math.isfinite(norm):
             self.optimizer.step()
-        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.settings.ema, (1 + self.steps[part]) / (10 + self.steps[part]))
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
-        self.step += 1
+                if now.grad is not None:
+                    mean.lerp_(now, 1 - decay)
+        self.steps[part] += 1
         return norm
 
-    def _log(self, means: Any) -> None:
-        row = (self.step, round(self.seconds / 60, 2), *(round(float(m), 5) for m in means))
-        append_row(self.out / "log.csv", _COLUMNS, row)
-        log.info("%s", " ".join(f"{k}={v}" for k, v in zip(_COLUMNS, row, strict=True)))
-
-
-def _values(report: PolicyReport) -> tuple[float, ...]:
-    return report.loss, report.heat, report.boxes, report.dense, report.drawn, report.rating_error
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded click policy.")
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--segmenter", type=Path, help="its weights; by default the shipped ones")
-    parser.add_argument("--rate", type=float, default=PolicySettings().rate)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings = PolicySettings(minutes=arguments.minutes, rate=arguments.rate, seed=arguments.seed)
-    train_policy(arguments.data, arguments.out, settings, segmenter=arguments.segmenter, resume=arguments.resume)
-
-
-if __name__ == "__main__":
-    main()
+    def _log(self, part: str, reports: Sequence[Report]) -> None:
+        means = {name: round(float(np.mean([r[name] for r in reports])), 5) for name in reports[0]}
+        row = {"step": self.steps[part], "minutes": round(self.seconds[part] / 60, 2), **means}
+        append_row(self.out / f"{part}.csv", list(row), list(row.values()))
+        log.info("%s %s", part, " ".join(f"{k}={v}" for k, v in row.items()))

@@ -10,67 +10,73 @@ import torch.nn.functional as F
 
 from ..policies.embedded_net import PolicyNet
 from ..policies.embedded_targets import box_iou, find_targets
-from .policy_batches import PolicyDataset
-from .policy_steps import policy_loss
+from .policy_locating import LocatorDataset
+from .policy_reviewing import ReviewDataset
+from .policy_steps import Report, reviewing_loss
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate_rating", "calibrate_targets"]
 
 _MATCH = 0.5
 """Box IoU from which a target is right."""
 
 
-def calibrate(net: PolicyNet, dataset: PolicyDataset, chosen: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """Set `net.calibration` and say how good the network is on the scenes `chosen`.
-
-    Returns:
-        Figures for the model card.
-    """
+def calibrate_targets(net: PolicyNet, dataset: LocatorDataset, seed: int = 0) -> Report:
+    """Set the least score of a target from scenes that were not trained on; returns figures for the model card."""
     rng = np.random.default_rng(seed)
-    net.eval()
     scores: list[tuple[float, bool]] = []
     instances = 0
-    ratings: list[torch.Tensor] = []
-    truths: list[torch.Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(chosen), 8):
-            batch = dataset.make(chosen[start : start + 8], rng, reviews=2)
-            if len(batch.owners):
-                judged = batch.state[:, 0].amax((1, 2)) > 0.5
-                ratings.append(policy_loss(net, batch)[2][judged])
-                truths.append(batch.ious[judged])
-        for number in chosen:
+        for number in range(len(dataset.scenes)):
             found, boxes = _detect(net, dataset, number, rng)
             scores += found
             instances += boxes
     threshold, f1 = _best_threshold(scores, instances)
-    factor, shift = _fit(torch.cat(ratings), torch.cat(truths)) if ratings else (1.0, 0.0)
     with torch.no_grad():
-        net.calibration.copy_(torch.tensor([factor, shift, threshold]))
-    figures = {"rating_factor": factor, "rating_shift": shift, "least_score": threshold, "held_out_box_f1": f1}
-    if ratings:
-        predicted = torch.sigmoid(torch.cat(ratings) * factor + shift).numpy()
-        true = torch.cat(truths).numpy()
-        figures["held_out_rating_error"] = float(np.abs(predicted - true).mean())
-        if len(true) > 2 and true.std() > 0 and predicted.std() > 0:
-            figures["held_out_rating_pearson"] = float(np.corrcoef(predicted, true)[0, 1])
+        net.calibration[2] = threshold
+    return {"least_score": round(threshold, 4), "held_out_box_f1": round(f1, 4)}
+
+
+def calibrate_rating(net: PolicyNet, dataset: ReviewDataset, seed: int = 0) -> Report:
+    """Set the scale of the rating from reviews that were not trained on; returns figures for the model card."""
+    rng = np.random.default_rng(seed)
+    ratings: list[torch.Tensor] = []
+    truths: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(dataset), 8):
+            batch = dataset.make(range(start, min(start + 8, len(dataset))), rng)
+            judged = batch.state[:, 0].amax((1, 2)) > 0.5
+            ratings.append(reviewing_loss(net, batch)[2][judged])
+            truths.append(batch.ious[judged])
+    if not ratings:
+        return {}
+    logits, true = torch.cat(ratings), torch.cat(truths)
+    factor, shift = _fit(logits, true)
+    with torch.no_grad():
+        net.calibration[:2] = torch.tensor([factor, shift])
+    predicted = torch.sigmoid(logits * factor + shift)
+    figures = {
+        "rating_factor": factor, "rating_shift": shift, "held_out_rating_error": float((predicted - true).abs().mean()),
+    }  # fmt: skip
+    if len(true) > 2 and true.std() > 0 and predicted.std() > 0:
+        figures["held_out_rating_pearson"] = float(np.corrcoef(predicted.numpy(), true.numpy())[0, 1])
     return {k: round(v, 4) for k, v in figures.items()}
 
 
 def _detect(
-    net: PolicyNet, dataset: PolicyDataset, number: int, rng: np.random.Generator
+    net: PolicyNet, dataset: LocatorDataset, number: int, rng: np.random.Generator
 ) -> tuple[list[tuple[float, bool]], int]:
     """Scores of the targets found for one label in a scene, whether each is right, and how many there were."""
     scene = dataset.scenes[number]
     label, instances, known = dataset.prompt(scene, rng)
     if not known:
         return [], 0
-    batch = dataset.make([number], rng, reviews=0)
+    batch = dataset.make([number], rng, 1)
     index = torch.tensor([dataset.index.get(label, 0)])
     seen = net.locator.see(batch.maps, batch.places)
     located, _ = net.locator.find(seen, net.vectors[index], net.biases[index])
     left = [i.box for i in instances]
     out: list[tuple[float, bool]] = []
-    for target in find_targets(located, 0, dataset.store.views[number], scene.size, 0.02):
+    for target in find_targets(located, 0, dataset.wholes.views[number], scene.size, 0.02):
         assert target.box is not None
         overlaps = [box_iou(target.box, box) for box in left]
         right = bool(overlaps) and max(overlaps) >= _MATCH

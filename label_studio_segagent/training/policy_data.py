@@ -1,14 +1,13 @@
-"""What the policy is trained on: annotated scenes, and the frozen features of their images and objects."""
+"""What the policy is trained on: annotated scenes, and the frozen features of their images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -21,16 +20,28 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..hlmat.arrays import Box
+from ..policies.embedded import EmbeddedPolicy
+from ..policies.embedded_inputs import join_maps
 from ..policies.embedded_net import PolicyNet
+from ..policies.embedded_targets import box_iou
 from ..policies.label_text import SALIENT, normalise
 from ..segmenters.embedded import EmbeddedSegmenter
-from ..segmenters.embedded_views import View, zoom_window
+from ..segmenters.embedded_views import View
 
-__all__ = ["FeatureStore", "Instance", "Scene", "build_features", "is_development", "read_scenes"]
+__all__ = [
+    "Instance", "Scene", "WholeFeatures", "cached", "crop_scene", "is_development", "located_box", "read_scenes",
+    "shrink", "whole_features",
+]  # fmt: skip
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 _LEAST = 0.002
 """Share of the image below which an object is not learned from."""
+_VISIBLE = 0.3
+"""Share of an object that a cropped scene must show for it to count as one."""
+_MOSTLY = 0.8
+"""Share that it must show of one object at least."""
+_FOUND = 0.35
+"""Box IoU from which a located target is taken for the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,7 @@ class Scene:
         instances: The annotated objects, largest first.
         small: Annotated objects that are too small to learn from; they are not background either.
         known: Labels of which every instance is annotated here.
+        corner: (x, y) of the part of the file that this is, whose extent is `size`.
     """
 
     path: Path
@@ -73,11 +85,13 @@ class Scene:
     instances: tuple[Instance, ...]
     small: tuple[Instance, ...]
     known: frozenset[str]
+    corner: tuple[int, int] = (0, 0)
 
     def image(self) -> npt.NDArray[np.uint8]:
         """RGB uint8 (H, W, 3)."""
+        (x, y), (height, width) = self.corner, self.size
         with Image.open(self.path) as file:
-            return np.asarray(file.convert("RGB"))
+            return np.asarray(file.convert("RGB"))[y : y + height, x : x + width]
 
 
 def read_scenes(roots: Sequence[Path], annotations: str = "train.json") -> list[Scene]:
@@ -116,6 +130,34 @@ def _instance(annotation: dict[str, Any], image: dict[str, Any], names: dict[int
     return Instance(label, rle, (x, y, x + w, y + h), share, f"{root}/{annotation['id']}")
 
 
+def crop_scene(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """A part of a scene that shows most of one of its objects, larger, as another scene; None where none was found."""
+    height, width = scene.size
+    for _ in range(6 if scene.instances else 0):
+        shown = scene.instances[int(rng.integers(len(scene.instances)))]
+        h, w = (int(side * rng.uniform(0.45, 0.9)) for side in (height, width))
+        x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+        parts: dict[bool, list[Instance]] = {True: [], False: []}
+        seen = 0.0
+        for instance in (*scene.instances, *scene.small):
+            mask = instance.mask()
+            part = mask[y : y + h, x : x + w]
+            share = int(np.count_nonzero(part)) / max(int(np.count_nonzero(mask)), 1)
+            if not part.any():
+                continue
+            cut = rle_codec.encode(np.asfortranarray(part, np.uint8))
+            left, top, across, down = (float(v) for v in rle_codec.toBbox(cut))
+            area = float(part.mean())
+            known = share > _VISIBLE and area >= _LEAST
+            box = (left, top, left + across, top + down)
+            parts[known].append(Instance(instance.label, cut, box, area, f"{instance.key}@{x},{y}"))
+            seen = max(seen, share) if instance is shown else seen
+        if seen > _MOSTLY:
+            objects = tuple(sorted(parts[True], key=lambda i: -i.share))
+            return Scene(scene.path, (h, w), objects, tuple(parts[False]), scene.known, (x, y))
+    return None
+
+
 def is_development(scene: Scene, share: float = 0.06) -> bool:
     """Whether a training image is kept back for calibration; decided by a hash of its name."""
     digest = hashlib.blake2b(scene.path.name.encode(), digest_size=4).digest()
@@ -123,55 +165,56 @@ def is_development(scene: Scene, share: float = 0.06) -> bool:
 
 
 @dataclass(slots=True)
-class FeatureStore:
-    """Frozen features, float16, in the order of the scenes.
+class WholeFeatures:
+    """What the frozen backbones see of whole images, in the order of the scenes; float16, not padded.
 
     Attributes:
-        views: The view of each whole image.
-        wholes: Its backbone maps at strides 8, 16 and 32, without padding.
-        zooms: For instances by key: the zoomed view, and the segmenter's maps at strides 4, 8, 16 and embeddings.
+        views: The view of each image.
+        maps: The locator's, (1, c, h, w) at strides 8, 16 and 32.
+        eyes: The segmenter's, see `EmbeddedSegmenter.whole_maps`.
     """
 
     views: list[View]
-    wholes: list[list[Tensor]]
-    zooms: dict[str, tuple[View, list[Tensor]]]
+    maps: list[list[Tensor]]
+    eyes: list[list[Tensor]]
+
+    def joined(self, number: int) -> list[Tensor]:
+        """What the locator takes of one scene, float32 (1, c, h, w)."""
+        return join_maps([m.float() for m in self.maps[number]], [m.float() for m in self.eyes[number]])
 
 
-def build_features(
-    scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None, *, seed: int = 0,
-    per_scene: int = 4,
-) -> FeatureStore:  # fmt: skip
-    """Compute the features of all scenes, or read them from `cache`.
-
-    Args:
-        scenes: What to encode.
-        net: Whose backbone sees the whole images.
-        segmenter: Which sees the objects.
-        cache: Folder of the cache, or None for none. Its files are named after what they depend on.
-        seed: Of the windows.
-        per_scene: Zoomed objects per image, largest first.
-    """
-    names = hashlib.sha256(repr([(str(s.path), [i.key for i in s.instances]) for s in scenes]).encode()).hexdigest()
+def whole_features(
+    scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None
+) -> WholeFeatures:
+    """Compute the features of all scenes, or read them from the folder `cache`."""
+    names = hashlib.sha256(repr([(str(s.path), s.corner, s.size) for s in scenes]).encode()).hexdigest()[:10]
     config = net.config
     views = [View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes]
-    wholes = _cached(cache, f"wholes-{config.backbone}-{config.side}-{names[:10]}", lambda: _wholes(scenes, views, net))
-    rng = np.random.default_rng(seed)
-    windows = {i.key: _window(i.box, s.size, rng) for s in scenes for i in s.instances[:per_scene]}
-    zooms = _cached(
-        cache, f"views-{segmenter.version[-10:]}-{per_scene}-{seed}-{names[:10]}",
-        lambda: _zooms(scenes, windows, segmenter),
-    )  # fmt: skip
-    side = segmenter.settings.zoom
-    pairs = zip(windows.items(), zooms, strict=True)
-    return FeatureStore(views, wholes, {key: (View.of(window, side), maps) for (key, window), maps in pairs})
+
+    def look() -> list[list[Tensor]]:
+        return [
+            _half(net.look(torch.from_numpy(view.crop(scene.image())).permute(2, 0, 1)[None].float()))
+            for scene, view in track(list(zip(scenes, views, strict=True)), "features of images")
+        ]
+
+    def look_again() -> list[list[Tensor]]:
+        return [_half(segmenter.whole_maps(scene.image())) for scene in track(scenes, "features of images, segmenter")]
+
+    maps = cached(cache, f"wholes-{config.backbone}-{config.side}-{names}", look)
+    return WholeFeatures(views, maps, cached(cache, f"eyes-{segmenter.version[-10:]}-{names}", look_again))
 
 
-def _cached(folder: Path | None, name: str, make: Callable[[], list[list[Tensor]]]) -> list[list[Tensor]]:
+def _half(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [m.half().contiguous() for m in maps]
+
+
+def cached(folder: Path | None, name: str, make: Callable[[], T]) -> T:
+    """What `make` returns (tensors and plain values), kept in a file; a file that is there is read instead."""
     if folder is None:
         return make()
     path = folder / f"{name}.pt"
     if path.exists():
-        found: list[list[Tensor]] = torch.load(path, weights_only=True, mmap=True)
+        found: T = torch.load(path, weights_only=True, mmap=True)
         return found
     folder.mkdir(parents=True, exist_ok=True)
     made = make()
@@ -181,44 +224,18 @@ def _cached(folder: Path | None, name: str, make: Callable[[], list[list[Tensor]
     return made
 
 
-def _half(maps: Iterable[Tensor]) -> list[Tensor]:
-    return [m[0].half().contiguous() for m in maps]
+def located_box(policy: EmbeddedPolicy, scene: Scene, instance: Instance, rng: np.random.Generator) -> Box:
+    """Where the policy says that an instance is, or a box as wrong as those that it gives.
 
-
-def _pixels(scene: Scene, view: View) -> Tensor:
-    return torch.from_numpy(view.crop(scene.image())).permute(2, 0, 1)[None].float()
-
-
-def _wholes(scenes: Sequence[Scene], views: Sequence[View], net: PolicyNet) -> list[list[Tensor]]:
-    with torch.inference_mode():
-        return [
-            _half(net.look(_pixels(scene, view)))
-            for scene, view in track(list(zip(scenes, views, strict=True)), "features of images")
-        ]
-
-
-def _zooms(
-    scenes: Sequence[Scene], windows: dict[str, tuple[int, int, int, int]], segmenter: EmbeddedSegmenter
-) -> list[list[Tensor]]:
-    out: list[list[Tensor]] = []
-    with torch.inference_mode():
-        for scene in track(scenes, "features of objects"):
-            for instance in scene.instances:
-                if instance.key in windows:
-                    view = View.of(windows[instance.key], segmenter.settings.zoom)
-                    out.append(_half(segmenter.net.encode(_pixels(scene, view))[:4]))
-    return out
-
-
-def _window(box: Box, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A window around a box that is off, as located boxes and wrong masks are; it may cut the object."""
-    height, width = size
-    sides = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-    x0, y0, x1, y1 = (float(v) for v in np.array(box) + rng.normal(0, rng.choice([0.04, 0.12, 0.25]), 4) * sides)
-    if x1 < x0 + sides[0] / 4 or y1 < y0 + sides[1] / 4:
-        x0, y0, x1, y1 = box
-    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    return zoom_window(clipped, size, float(rng.uniform(1.25, 1.7)), 48.0)
+    Training images are known to the locator, so what it says about them is made a little worse.
+    """
+    targets = policy.locate(scene.image(), instance.label)
+    found = [t.box for t in targets if t.box is not None and box_iou(t.box, instance.box) >= _FOUND]
+    near = max(found, key=lambda b: box_iou(b, instance.box)) if found else instance.box
+    spread = float(rng.choice([0.02, 0.06, 0.12]) if found else rng.choice([0.1, 0.2]))
+    sides = np.array([near[2] - near[0], near[3] - near[1]] * 2)
+    x0, y0, x1, y1 = (float(v) for v in np.array(near) + rng.normal(0, spread, 4) * sides)
+    return (x0, y0, x1, y1) if x1 > x0 + 1 and y1 > y0 + 1 else near
 
 
 def shrink(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.float32]:

@@ -21,10 +21,8 @@ from ..errors import InputError
 from ..hlmat.arrays import Image, Mask, mask_box
 from ..hlmat.trajectory import Trajectory
 from ..policies.embedded import EmbeddedPolicy
-from ..policies.embedded_inputs import pad_maps, places_of
 from ..policies.embedded_net import PolicyNet
 from ..policies.label_text import SALIENT, SYNONYMS, LabelBook, normalise
-from ..segmenters.embedded_views import View
 from .policy_data import shrink
 from .policy_steps import locator_loss
 
@@ -70,7 +68,7 @@ def fit_policy(
     rows = [net.config.labels.index(name) for name in names]
     read = images or _open
     examples = [
-        _example(net, read(group[0]), names.index(name), [t.steps[-1].mask for t in group])
+        _example(policy, read(group[0]), names.index(name), [t.steps[-1].mask for t in group])
         for (name, _), group in grouped.items()
     ]
     anchored = torch.tensor([float(name in policy.net.config.labels) for name in names])
@@ -105,17 +103,15 @@ def _open(trajectory: Trajectory) -> Image:
         raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
 
 
-def _example(net: PolicyNet, image: Image, label: int, masks: Sequence[Mask]) -> _Example:
-    view, side = View.of((0, 0, image.shape[1], image.shape[0]), net.config.side), net.config.side
-    with torch.no_grad():
-        maps = net.look(torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float())
-        seen = net.locator.see(pad_maps(maps, [side // s for s in (8, 16, 32)]), places_of(view, side)[None])
+def _example(policy: EmbeddedPolicy, image: Image, label: int, masks: Sequence[Mask]) -> _Example:
+    seen, side = policy.see(image), policy.net.config.side
+    view = seen.view
     boxes = [view.box(mask_box(mask)) / 8 for mask in masks]
     height, width = view.height // 8, view.width // 8
     region, counts = torch.zeros(1, side // 8, side // 8), torch.zeros(1, side // 8, side // 8)
     region[0, :height, :width] = torch.from_numpy(np.max([shrink(m, height, width) for m in masks], 0))
     counts[0, :height, :width] = 1
-    return seen, label, torch.from_numpy(np.stack(boxes)), region, counts
+    return seen.maps, label, torch.from_numpy(np.stack(boxes)), region, counts
 
 
 def _learn(

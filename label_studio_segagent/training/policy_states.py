@@ -1,73 +1,71 @@
 """HLMAT trajectories for the policy: F_sim clicks with the embedded segmenter, and every mask on the way is kept.
 
-python -m label_studio_segagent.training.policy_states --data DIR --out DIR/states.jsonl --minutes 20
-
-Rollouts start from a box that is a little off (as the agent does), from nothing, or from a corrupted mask. Running it
-again goes on with objects that have none yet.
+Rollouts start from where the policy's locator says that the object is (as the agent does), from nothing, or from a
+corrupted mask. Running it again goes on with objects that have none yet.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pycocotools import mask as rle_codec
 from rich.progress import track
 
 from ..hlmat.actions import Click
 from ..hlmat.annotator import SimulatedAnnotator
+from ..hlmat.arrays import Box
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory, encode_mask, read_trajectories, write_trajectories
-from ..segmenters.base import ImageState
-from ..segmenters.embedded import EmbeddedSegmenter
+from ..policies.embedded import EmbeddedPolicy
 from .mask_corruption import corrupt_mask
-from .policy_batches import shaken_box
-from .policy_data import Instance, Scene, read_scenes
+from .policy_data import Instance, Scene, located_box
 
-__all__ = ["StoredMasks", "make_states", "read_states"]
+__all__ = ["StoredRollout", "make_states", "read_states"]
 
 _CLICKS = 3
 _STOP = 0.95
 
 
-class StoredMasks(Sequence[npt.NDArray[np.bool_]]):
-    """Masks, bool (H, W), decoded when they are asked for.
+@dataclass(frozen=True, slots=True)
+class StoredRollout:
+    """What is kept of a rollout.
 
-    Args:
-        rles: COCO's compressed RLEs.
+    Attributes:
+        box: (x0, y0, x1, y1) pixels that it was given, or None.
+        masks: Those that it went through, COCO's compressed RLE.
     """
 
-    def __init__(self, rles: Sequence[object]) -> None:
-        self._rles = list(rles)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._rles)
-
-    def __getitem__(self, index: object) -> npt.NDArray[np.bool_]:  # type: ignore[override]
-        """The mask at an index."""
-        return np.ascontiguousarray(rle_codec.decode(self._rles[index]), np.bool_)  # type: ignore[call-overload]
+    box: Box | None
+    masks: tuple[dict[str, Any], ...]
 
 
-def read_states(path: Path) -> dict[str, StoredMasks]:
-    """The masks of a file of trajectories, by the key of their object; nothing when there is no such file."""
-    found: dict[str, list[object]] = {}
+def read_states(path: Path) -> dict[str, StoredRollout]:
+    """The rollouts of a file by the key of their object; nothing when there is no such file."""
+    found: dict[str, StoredRollout] = {}
     for trajectory in read_trajectories(path) if path.exists() else ():
-        masks = [encode_mask(s.mask) for s in trajectory.steps if s.mask.any()]
-        found.setdefault(str(trajectory.meta.get("object")), []).extend(masks)
-    return {key: StoredMasks(masks) for key, masks in found.items() if masks}
+        masks = tuple(encode_mask(s.mask) for s in trajectory.steps if s.mask.any())
+        found[str(trajectory.meta.get("object"))] = StoredRollout(trajectory.box, masks)
+    return found
 
 
 def make_states(
-    scenes: Sequence[Scene], segmenter: EmbeddedSegmenter, path: Path, *, seconds: float, per_scene: int = 3,
-    seed: int = 0,
+    scenes: Sequence[Scene], policy: EmbeddedPolicy, path: Path, *, seconds: float, per_scene: int = 3, seed: int = 0,
 ) -> int:  # fmt: skip
-    """Append trajectories to `path` until every object has one or the time is up; returns how many were added."""
+    """Append trajectories to `path` until every object has one or the time is up; returns how many were added.
+
+    Args:
+        scenes: Annotated images.
+        policy: Says where the objects are; its segmenter makes the masks.
+        path: A JSONL file.
+        seconds: Time budget.
+        per_scene: Objects per image, largest first.
+        seed: Of everything random.
+    """
     done = {t.meta.get("object") for t in read_trajectories(path)} if path.exists() else set()
     rng = np.random.default_rng((seed, len(done)))
     deadline, added = time.monotonic() + seconds, 0
@@ -79,21 +77,21 @@ def make_states(
             continue
         if time.monotonic() > deadline:
             break
-        state = segmenter.set_image(scene.image())
-        made = list(_rollouts(scene, missing, segmenter, state, rng))
+        made = list(_rollouts(scene, missing, policy, rng))
         write_trajectories(path, made)
         added += len(made)
     return added
 
 
 def _rollouts(
-    scene: Scene, instances: Sequence[Instance], segmenter: EmbeddedSegmenter, state: ImageState,
-    rng: np.random.Generator,
-) -> Iterator[Trajectory]:  # fmt: skip
+    scene: Scene, instances: Sequence[Instance], policy: EmbeddedPolicy, rng: np.random.Generator
+) -> Iterator[Trajectory]:
+    segmenter = policy.segmenter
+    state = segmenter.set_image(scene.image())
     annotator = SimulatedAnnotator(stop_iou=_STOP)
     for instance in instances:
         target, chance = instance.mask(), rng.random()
-        box = shaken_box(instance.box, rng) if chance < 0.6 else None
+        box = located_box(policy, scene, instance, rng) if chance < 0.7 else None
         clicks: list[Click] = []
         prior: npt.NDArray[np.bool_] | npt.NDArray[np.float32] | None = None
         mask = np.zeros_like(target)
@@ -113,23 +111,3 @@ def _rollouts(
             answer = segmenter.predict(state, clicks, box=box, prior=prior)
             mask, prior = answer.mask, answer.logits
         yield trajectory
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Make trajectories for the training of the embedded click policy.")
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a JSONL file; it is added to")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--segmenter", type=Path, help="its weights; by default the shipped ones")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    segmenter = EmbeddedSegmenter(arguments.segmenter)
-    seconds = arguments.minutes * 60
-    make_states(read_scenes(arguments.data), segmenter, arguments.out, seconds=seconds, seed=arguments.seed)
-
-
-if __name__ == "__main__":
-    main()

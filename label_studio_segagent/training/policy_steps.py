@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..policies.embedded_inputs import sample_context
 from ..policies.embedded_net import Located, PolicyNet
-from .policy_batches import PolicyBatch
+from .policy_locating import LocatorBatch
+from .policy_reviewing import ReviewBatch
 
-__all__ = ["PolicyReport", "heat_target", "locator_loss", "policy_loss"]
+__all__ = ["Report", "heat_target", "locating_loss", "locator_loss", "reviewing_loss"]
 
-
-@dataclass(frozen=True, slots=True)
-class PolicyReport:
-    """Means over one batch.
-
-    Attributes:
-        loss: All of it.
-        heat: Of the locator's centres.
-        boxes: Of the locator's boxes, 1 - GIoU.
-        dense: Of the comparison of every place with every label.
-        drawn: IoU of the reviewer's masks with the true ones.
-        rating_error: Absolute error of the predicted IoU.
-    """
-
-    loss: float
-    heat: float
-    boxes: float
-    dense: float
-    drawn: float
-    rating_error: float
+Report = dict[str, float]
+"""Means over one batch, by name."""
 
 
 def heat_target(boxes: Tensor, side: int) -> Tensor:
@@ -109,7 +90,7 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
     return inner / union.clamp(min=1e-6) - (outer - union) / outer
 
 
-def _dense_loss(net: PolicyNet, match: Tensor, batch: PolicyBatch) -> Tensor:
+def _dense_loss(net: PolicyNet, match: Tensor, batch: LocatorBatch) -> Tensor:
     """Every place against every label."""
     logits = torch.einsum("nchw,lc->nlhw", match, net.vectors) / net.vectors.shape[1] ** 0.5
     logits = logits + net.biases[None, :, None, None]
@@ -127,37 +108,33 @@ def _drawing_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return (cross / valid.sum((1, 2, 3)) * 2 + dice).mean()
 
 
-def policy_loss(net: PolicyNet, batch: PolicyBatch) -> tuple[Tensor, PolicyReport, Tensor]:
-    """The loss of a batch, what it is made of, and the predicted IoUs (R,) as logits."""
+def locating_loss(net: PolicyNet, batch: LocatorBatch) -> tuple[Tensor, Report]:
+    """The loss of the locator and the label vectors, and what it is made of.
+
+    `boxes` is 1 - GIoU; `dense` is about the comparison of every place with every label.
+    """
     seen = net.locator.see(batch.maps, batch.places)
-    found, _ = net.locator.find(seen, net.vectors[batch.labels], net.biases[batch.labels])
+    asked = (seen[0][batch.owners], seen[1][batch.owners], seen[2][batch.owners])
+    found, _ = net.locator.find(asked, net.vectors[batch.labels], net.biases[batch.labels])
     heat, boxes, region = locator_loss(found, batch.boxes, batch.region, batch.counts)
     dense = _dense_loss(net, seen[2], batch)
     loss = heat + 2 * boxes + region + 0.5 * dense
-    if not len(batch.owners):
-        return (
-            loss,
-            PolicyReport(float(loss.detach()), float(heat), float(boxes), float(dense), 1.0, 0.0),
-            loss[None][:0],
-        )
-    text = net.vectors[batch.review_labels]
-    asked, _ = net.locator.find(
-        (seen[0][batch.owners], seen[1][batch.owners], seen[2][batch.owners]), text, net.biases[batch.review_labels]
-    )
-    handed = torch.cat([asked.context, asked.region, asked.heat], 1)
-    context = sample_context(handed, batch.matrices, batch.state.shape[-1] // 2)
-    logits, rating = net.reviewer(batch.views, batch.state, context, text)
-    loss = loss + 2 * _drawing_loss(logits, batch.wanted, batch.state[:, 3:])
+    parts = {"loss": loss, "heat": heat, "boxes": boxes, "region": region, "dense": dense}
+    return loss, {name: float(part.detach()) for name, part in parts.items()}
+
+
+def reviewing_loss(net: PolicyNet, batch: ReviewBatch) -> tuple[Tensor, Report, Tensor]:
+    """The loss of the reviewer, what it is made of, and the predicted IoUs (R,) as logits.
+
+    `drawn` is the IoU of the masks that it draws with the right ones, `rating_error` the absolute error of its ratings.
+    """
+    logits, rating = net.reviewer(batch.maps, batch.state, batch.context, net.vectors[batch.labels].detach())
     judged = batch.state[:, 0].amax((1, 2)) > 0.5
     cross = F.binary_cross_entropy_with_logits(rating, batch.ious, reduction="none")
-    loss = loss + (cross * judged).sum() / judged.sum().clamp(min=1)
+    loss = 2 * _drawing_loss(logits, batch.wanted, batch.state[:, 3:]) + (cross * judged).sum() / judged.sum().clamp(1)
     with torch.no_grad():
         drawn, solid = (logits > 0) & (batch.state[:, 3:] > 0), batch.wanted > 0.5
         either = (drawn | solid).sum((1, 2, 3))
         overlap = torch.where(either > 0, (drawn & solid).sum((1, 2, 3)) / either.clamp(min=1), 1.0).mean()
         error = ((torch.sigmoid(rating) - batch.ious).abs() * judged).sum() / judged.sum().clamp(min=1)
-    report = PolicyReport(
-        float(loss.detach()), float(heat.detach()), float(boxes.detach()), float(dense.detach()), float(overlap),
-        float(error),
-    )  # fmt: skip
-    return loss, report, rating
+    return loss, {"loss": float(loss.detach()), "drawn": float(overlap), "rating_error": float(error)}, rating

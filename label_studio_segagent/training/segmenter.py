@@ -1,11 +1,7 @@
-"""Training of the embedded click segmenter within a time budget; resumable.
-
-python -m label_studio_segagent.training.segmenter --data DIR [--data DIR …] --out DIR --minutes 120 --resume
-"""
+"""Training of the embedded click segmenter within a time budget; resumable."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import math
@@ -241,23 +237,3 @@ class _Run:
                self.optimizer.param_groups[1]["lr"], norm, spent)  # fmt: skip
         append_row(self.out / "log.csv", _COLUMNS, row)
         log.info("%s", " ".join(f"{k}={v}" for k, v in zip(_COLUMNS, row, strict=True)))
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded click segmenter.")
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--weight", type=float, action="append")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120.0)
-    parser.add_argument("--rate", type=float, default=TrainSettings().rate)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings = TrainSettings(minutes=arguments.minutes, rate=arguments.rate, seed=arguments.seed)
-    train(arguments.data, arguments.out, settings, weights=arguments.weight, resume=arguments.resume)
-
-
-if __name__ == "__main__":
-    main()

@@ -161,7 +161,7 @@ class CropDataset:
                 self._recall(target, self._answers[key], matrix, size)
             elif rng.random() < (0.5 if zoom else 0.2):
                 target.prior = _some_prior(view, others, size, rng)
-            if rng.random() < 0.2:
+            if rng.random() < 0.25:
                 target.box = _some_box(view, rng)
             made.append(target)
         return CropSample(_colour(_warp(image, matrix, size, 1.0, (124, 116, 104)), rng), made, matrix)
@@ -189,10 +189,11 @@ def _some_prior(view: Bools, others: Sequence[Bools], size: int, rng: np.random.
 
 
 def _some_box(view: Bools, rng: np.random.Generator) -> tuple[float, float, float, float] | None:
-    """A hand-drawn box around a mask, in pixels of the crop."""
+    """A box around a mask, in pixels of the crop: drawn by hand, or as far off as a policy's."""
     rows, columns = np.flatnonzero(view.any(1)), np.flatnonzero(view.any(0))
     x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-    box = (np.array([x0, y0, x1, y1]) + rng.normal(0, 0.04, 4) * (x1 - x0, y1 - y0, x1 - x0, y1 - y0)) * 2
+    spread = float(rng.choice([0.04, 0.12, 0.25], p=[0.5, 0.25, 0.25]))
+    box = (np.array([x0, y0, x1, y1]) + rng.normal(0, spread, 4) * (x1 - x0, y1 - y0, x1 - x0, y1 - y0)) * 2
     if box[2] - box[0] <= 4 or box[3] - box[1] <= 4:
         return None
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from label_studio_segagent import Click, Finish, SegAgent, load_policy, load_segmenter
+from label_studio_segagent.agent.agent import _IN_FLIGHT
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.actions import GRAMMARS
 from label_studio_segagent.hlmat.metrics import iou
@@ -126,6 +127,20 @@ def test_lockstep_is_the_same_as_one_by_one_with_one_policy_call_a_step() -> Non
     assert policy.calls == [sum(length > step for length in lengths) for step in range(max(lengths))]
     assert policy.located == [4]
     assert len(tool.batches) == max(lengths)
+
+
+def test_rollouts_that_end_make_room_for_the_next() -> None:
+    """More items than fit: their images are encoded when their turn comes, and the answers keep their order."""
+    samples = [sample(1 + number % 3, number) for number in range(_IN_FLIGHT + 9)]
+    items = [(s.image, s.prompt) for s in samples]
+    policy, tool = Counting(samples), Discs()
+    batch = SegAgent(policy, tool, max_clicks=9).segment_batch(items)
+    alone = SegAgent(Counting(samples), Discs(), max_clicks=9)
+    assert all(np.array_equal(r.mask, alone.segment(*item).mask) for r, item in zip(batch, items, strict=True))
+    assert policy.located == [_IN_FLIGHT, 9]
+    assert max(policy.calls) == _IN_FLIGHT
+    # Waiting for the longest of the first ones would have left room unused.
+    assert len(policy.calls) < 2 * max(len(r.trajectory.steps) for r in batch)
 
 
 def test_a_batch_answers_in_order_with_gaps() -> None:
@@ -267,7 +282,9 @@ def test_version_changes_with_every_setting() -> None:
     [
         ({"max_clicks": -1}, "max_clicks is -1"),
         ({"candidates": 0}, "candidates is 0"),
-        ({"candidates": 2}, "candidates is 2"),
+        ({"beam": 2}, "beam is 2 with 1 candidates"),
+        ({"candidates": 3, "beam": 0}, "beam is 0"),
+        ({"candidates": 3, "tool_calls": 0}, "tool_calls is 0"),
         ({"stop_iou": 0.0}, "stop_iou is 0"),
         ({"stop_iou": 1.01}, "stop_iou is 1.01"),
         ({"stop_iou": float("nan")}, "stop_iou is nan"),

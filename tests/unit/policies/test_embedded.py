@@ -17,7 +17,7 @@ from label_studio_segagent.policies import Observation
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.policies.embedded_inputs import affine_of, sample_context
 from label_studio_segagent.policies.embedded_net import Located
-from label_studio_segagent.policies.embedded_targets import box_iou, choose_click, find_targets
+from label_studio_segagent.policies.embedded_targets import box_iou, choose_clicks, find_targets
 from label_studio_segagent.segmenters import load_segmenter
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings
 from label_studio_segagent.segmenters.embedded_views import View
@@ -145,26 +145,54 @@ def test_clicks_go_where_drawing_and_mask_differ() -> None:
     wanted = np.full((view.height // 4, view.width // 4), 0.02, np.float32)
     wanted[4:14, 4:14] = 0.98
     mask = np.zeros((80, 100), bool)
-    first = choose_click(mask, wanted, view, (), least=0.04)
+    first = choose_clicks(mask, wanted, view, (), least=0.04)[0]
     assert isinstance(first, Click) and first.positive and 20 < first.x < 55 and 20 < first.y < 55
     around = tuple(Click(first.x + dx, first.y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))
-    second = choose_click(mask, wanted, view, around, least=0.04)
+    second = choose_clicks(mask, wanted, view, around, least=0.04)[0]
     assert isinstance(second, Click) and np.hypot(second.x - first.x, second.y - first.y) > 2
     mask[:] = True
-    assert choose_click(mask, wanted, view, (), least=0.04).positive is False
+    assert choose_clicks(mask, wanted, view, (), least=0.04)[0].positive is False
     mask = np.zeros((80, 100), bool)
     mask[20:70, 17:58] = True
-    assert choose_click(mask, wanted, view, (), least=0.1) == Finish()
+    assert choose_clicks(mask, wanted, view, (), least=0.1) == [Finish()]
 
 
 def test_targets_come_from_peaks() -> None:
     heat = torch.full((1, 1, 16, 16), -6.0)
     heat[0, 0, 4, 5], heat[0, 0, 4, 6], heat[0, 0, 10, 12] = 3.0, 2.0, 1.0
-    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), heat, heat)
+    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), torch.full_like(heat, -6.0), heat)
     targets = find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.3)
     assert [t.box for t in targets] == [(56.0, 40.0, 120.0, 104.0), (168.0, 136.0, 232.0, 200.0)]
     assert find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.99) == []
     assert box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3) and box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+
+
+def test_boxes_fit_a_region_of_their_own_but_not_one_that_is_shared() -> None:
+    heat, region = torch.full((1, 1, 16, 16), -6.0), torch.full((1, 1, 16, 16), -6.0)
+    heat[0, 0, 3, 3], heat[0, 0, 10, 4], heat[0, 0, 10, 11], heat[0, 0, 3, 5] = 3.0, 2.0, 2.0, 1.0
+    region[0, 0, 1:6, 2:9] = 6.0  # one object, of which there are two opinions
+    region[0, 0, 8:13, 2:14] = 6.0  # two that touch
+    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), region, heat)
+    first, *others = find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.3)
+    assert first.box == (2 * 16, 1 * 16, 9 * 16, 6 * 16)
+    assert {t.box for t in others if t.box and t.box[1] > 100} == {(40, 136, 104, 200), (152, 136, 216, 200)}
+
+
+def test_several_candidates_are_in_different_places_best_first(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
+    view = View.of((0, 0, 100, 80), 96)
+    wanted = np.full((view.height // 4, view.width // 4), 0.02, np.float32)
+    wanted[3:15, 3:11] = 0.98
+    mask = np.zeros((80, 100), bool)
+    mask[10:70, 70:90] = True
+    clicks = choose_clicks(mask, wanted, view, (), least=0.04, count=4)
+    assert 2 <= len(clicks) <= 4 and clicks[0] == choose_clicks(mask, wanted, view, (), least=0.04)[0]
+    assert all(isinstance(c, Click) and mask[c.pixel(80, 100)] != c.positive for c in clicks)
+    assert {c.positive for c in clicks} == {True, False}
+    places = np.array([(c.x, c.y) for c in clicks])
+    assert all(np.hypot(*(a - b)) > 4 for i, a in enumerate(places) for b in places[:i])
+    seen = Observation(scene.image, np.zeros_like(scene.mask), "cat", (20, 10, 80, 60))
+    ((first, *_),) = tiny_policy.propose([seen], 3)
+    assert first == tiny_policy.act([seen])[0]
 
 
 def test_context_is_read_in_place() -> None:

@@ -13,20 +13,31 @@ from pycocotools import mask as rle_codec
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.trajectory import Step, Trajectory, read_trajectories
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
-from label_studio_segagent.policies.embedded_net import PolicyConfig
+from label_studio_segagent.policies.embedded_net import PolicyConfig, PolicyNet
+from label_studio_segagent.policies.embedded_targets import box_iou
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.training.policy import PolicySettings, train_policy
-from label_studio_segagent.training.policy_batches import PolicyDataset
-from label_studio_segagent.training.policy_data import build_features, read_scenes
+from label_studio_segagent.training.policy_data import crop_scene, located_box, read_scenes, whole_features
 from label_studio_segagent.training.policy_fit import fit_policy
+from label_studio_segagent.training.policy_locating import LocatorDataset
+from label_studio_segagent.training.policy_reviewing import ReviewDataset, make_reviews
 from label_studio_segagent.training.policy_states import make_states, read_states
 from label_studio_segagent.training.policy_steps import heat_target
 from label_studio_segagent.training.running import rate_factor
 from label_studio_segagent.training.segmenter_report import save_weights
 
 SMALL = PolicyConfig((), side=96, text=16, trunk=32, fine=16, review=(16, 16, 32), context=4)
-SMOKE = PolicySettings(minutes=0.05, scenes=3, warmup=2, log_steps=2, checkpoint_minutes=0.02, pretrained=False)
+SMOKE = PolicySettings(
+    minutes=0.1,
+    trajectory_minutes=1,
+    scenes=3,
+    reviews=4,
+    warmup=2,
+    log_steps=2,
+    checkpoint_minutes=0.02,
+    pretrained=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +87,6 @@ def trained(data: Path, clicker: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("out")
     threads = torch.get_num_threads()
     try:
-        segmenter = EmbeddedSegmenter(clicker)
-        assert make_states(read_scenes([data]), segmenter, out / "states.jsonl", seconds=60) == 13
-        assert make_states(read_scenes([data]), segmenter, out / "states.jsonl", seconds=60) == 0
         train_policy([data], out, SMOKE, segmenter=clicker, config=SMALL)
     finally:
         torch.set_num_threads(threads)
@@ -86,42 +94,49 @@ def trained(data: Path, clicker: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Path, clicker: Path) -> None:
-    with (trained / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
-    assert {p.name for p in trained.iterdir()} >= {"checkpoint.pt", "MODEL_CARD.md", "policy.safetensors", "curves.png"}
+    for part in ("locator", "reviewer"):
+        with (trained / f"{part}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
+        assert (trained / f"{part}.png").exists()
+    assert {p.name for p in trained.iterdir()} >= {"checkpoint.pt", "MODEL_CARD.md", "policy.safetensors"}
     assert "SHA-256" in (trained / "MODEL_CARD.md").read_text()
     policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
     assert policy.net.config.labels == ("object", "disc", "square")
     before = torch.load(trained / "checkpoint.pt", weights_only=True)
     threads = torch.get_num_threads()
     try:
-        longer = PolicySettings(**{**{f: getattr(SMOKE, f) for f in SMOKE.__slots__}, "minutes": 0.08})
+        longer = PolicySettings(**{**{f: getattr(SMOKE, f) for f in SMOKE.__slots__}, "minutes": 0.15})
         train_policy([data], trained, longer, segmenter=clicker, config=SMALL, resume=True)
     finally:
         torch.set_num_threads(threads)
-    assert torch.load(trained / "checkpoint.pt", weights_only=True)["step"] > before["step"]
+    assert (
+        torch.load(trained / "checkpoint.pt", weights_only=True)["seconds"]["reviewer"] > before["seconds"]["reviewer"]
+    )
 
 
-def test_trajectories_end_where_the_annotator_would(trained: Path) -> None:
+def test_trajectories_are_kept_and_made_once(trained: Path, data: Path, clicker: Path) -> None:
     trajectories = list(read_trajectories(trained / "states.jsonl"))
     assert len({t.meta["object"] for t in trajectories}) == len(trajectories) == 13
     assert all(s.true_iou is not None for t in trajectories for s in t.steps)
-    for masks in read_states(trained / "states.jsonl").values():
-        assert all(masks[i].any() and masks[i].shape == (96, 128) for i in range(len(masks)))
+    rollouts = read_states(trained / "states.jsonl")
+    assert len(rollouts) == 13 and any(r.box for r in rollouts.values())
+    assert all(rle["size"] == [96, 128] for r in rollouts.values() for rle in r.masks)
+    policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
+    assert make_states(read_scenes([data]), policy, trained / "states.jsonl", seconds=60) == 0
 
 
-def test_batches_agree_with_the_scenes(data: Path, clicker: Path) -> None:
-    from label_studio_segagent.policies.embedded_net import PolicyNet  # noqa: PLC0415
-
-    scenes, segmenter = read_scenes([data]), EmbeddedSegmenter(clicker)
+def test_what_is_looked_for_agrees_with_the_scenes(data: Path, clicker: Path) -> None:
+    scenes = read_scenes([data])
     assert [bool(s.known) for s in scenes] == [True] * 7 + [False]
     config = PolicyConfig(("object", "disc", "square"), side=96, segmenter=(16, 16, 32, 8))
-    store = build_features(scenes, PolicyNet(config), segmenter, None)
-    dataset = PolicyDataset(scenes, store, config)
+    dataset = LocatorDataset(
+        scenes, whole_features(scenes, PolicyNet(config), EmbeddedSegmenter(clicker), None), config
+    )
     rng = np.random.default_rng(0)
     for _ in range(10):
-        batch = dataset.batch(rng, 4)
+        batch = dataset.batch(rng, 4, 2)
+        assert len(batch.maps[0]) == 4 <= len(batch.owners) == len(batch.labels) == len(batch.boxes) <= 8
         for row, boxes in enumerate(batch.boxes):
             inside = batch.region[row, 0] > 0.5
             assert bool(inside.any()) == bool(len(boxes))
@@ -130,8 +145,51 @@ def test_batches_agree_with_the_scenes(data: Path, clicker: Path) -> None:
                 low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
                 assert across.min() >= low[0] - 1 and across.max() <= high[0]
                 assert down.min() >= low[1] - 1 and down.max() <= high[1]
+
+
+def test_parts_of_scenes_are_scenes(data: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = read_scenes([data])[1]
+    crops = [crop for _ in range(30) if (crop := crop_scene(scene, rng)) is not None]
+    assert len(crops) > 20 and len({c.corner for c in crops}) > 10
+    for crop in crops:
+        (x, y), (height, width) = crop.corner, crop.size
+        assert (crop.image() == scene.image()[y : y + height, x : x + width]).all()
+        assert crop.image().shape == (height, width, 3) and crop.known == scene.known
+        for part in crop.instances:
+            whole = next(i for i in scene.instances if i.key == part.key.split("@")[0])
+            assert part.label == whole.label and (part.mask() == whole.mask()[y : y + height, x : x + width]).all()
+            rows, columns = np.nonzero(part.mask())
+            assert part.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_reviews_show_what_the_policy_would_see(trained: Path, data: Path, clicker: Path) -> None:
+    policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
+    scenes = read_scenes([data])
+    reviews = make_reviews(policy, scenes, read_states(trained / "states.jsonl"), per_scene=2)
+    assert 13 <= len(reviews) <= 26
+    assert all(len(r["shown"]) == len(r["ious"]) and r["ious"][1:2] in ([], [1.0]) for r in reviews)
+    dataset = ReviewDataset(reviews, policy.net.config)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        batch = dataset.batch(rng, 4)
         assert ((batch.ious >= 0) & (batch.ious <= 1)).all()
         assert ((batch.wanted >= 0) & (batch.wanted <= 1 + 1e-5)).all()
+        for row in range(4):
+            mask, wanted, inside = batch.state[row, 0], batch.wanted[row, 0], batch.state[row, 3]
+            assert not (mask * (1 - inside)).any() and not (wanted * (1 - inside)).any()
+            if batch.ious[row] == 1:
+                assert torch.equal(mask, wanted)
+            if batch.state[row, 2].any():  # the box holds the object, as far as it was found
+                assert (batch.state[row, 1] > 0).any()
+
+
+def test_boxes_are_those_that_the_policy_gives_or_about_as_wrong(trained: Path, data: Path, clicker: Path) -> None:
+    policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
+    scene = read_scenes([data])[1]
+    rng = np.random.default_rng(0)
+    overlaps = [box_iou(located_box(policy, scene, scene.instances[0], rng), scene.instances[0].box) for _ in range(20)]
+    assert 0.4 < np.mean(overlaps) < 0.99 and len(set(overlaps)) > 10
 
 
 def test_centres_are_marked_exactly() -> None:

@@ -15,12 +15,12 @@ from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig
-from label_studio_segagent.training.click_sampling import earlier_clicks, next_click
+from label_studio_segagent.training.click_sampling import clicked_error, earlier_clicks, next_click
 from label_studio_segagent.training.feeding import SpareCores, ready_batches
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.segmenter import TrainSettings, train
 from label_studio_segagent.training.segmenter_data import CropDataset
-from label_studio_segagent.training.segmenter_steps import mask_loss
+from label_studio_segagent.training.segmenter_steps import asked_loss, mask_loss
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,28 @@ def test_clicks_hit_the_larger_error(shape: np.ndarray) -> None:
     assert next_click(shape, shape, [], rng) is None
     for x, y, sign in earlier_clicks(shape, 6, rng):
         assert shape[int(y), int(x)] == (sign > 0)
+
+
+def test_a_click_asks_for_the_error_around_it_and_no_other() -> None:
+    truth, mask = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    truth[5:35, 5:55] = True
+    mask[5:35, 9:55] = True  # a strip of four columns is missing
+    mask[20:24, 56:59] = True  # and a speck is too much
+    asked = clicked_error(truth, mask, (6.0, 20.0, 1.0))
+    assert asked[20, 5:9].all() and not asked[:, 9:].any()
+    assert 4 * 5 <= asked.sum() < 4 * 30  # not the whole strip
+    assert (clicked_error(truth, mask, (57.0, 21.0, -1.0)) == (mask & ~truth)).all()
+
+
+def test_what_was_asked_for_and_not_done_costs() -> None:
+    truth, asked = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    truth[:, :, 2:6, 2:6] = 1
+    asked[0, :, 2:6, 2:3] = 1
+    good = (truth * 2 - 1) * 9
+    bad = good.clone()
+    bad[:, :, 2:6, 2:3] = -9
+    assert asked_loss(good, truth, asked) < 1e-3 < 8 < asked_loss(bad, truth, asked)
+    assert asked_loss(bad, truth, torch.zeros_like(asked)) == 0
 
 
 def test_corrupted_masks_are_masks_and_mostly_still_like_the_object() -> None:

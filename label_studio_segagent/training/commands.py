@@ -1,0 +1,109 @@
+"""`segagent train-embedded`: train the small models that ship with this package, from COCO-format data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import InputError, SegAgentError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train the embedded models, the segmenter first: a policy belongs to the segmenter it was trained with. "
+    "Needs pip install 'label-studio-segagent\\[train]'. Ctrl+C stops a run and loses nothing; --resume goes on.",
+)
+console = Console()
+
+DataOption = Annotated[
+    list[Path],
+    typer.Option(help="Folder with images/ and train.json in COCO format (masks as RLE); may be given several times."),
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for weights, checkpoints, curves and the model card.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command()
+def segmenter(
+    data: DataOption,
+    out: OutOption,
+    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = 240.0,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="How often each --data is drawn; by default by the root of its size.")
+    ] = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the click segmenter; four hours on two CPU cores gave the weights that ship.
+
+    Use the result as SEGAGENT_SEGMENTER=embedded:OUT/segmenter.safetensors.
+    """
+    from .segmenter import TrainSettings, train
+
+    if weight and len(weight) != len(data):
+        raise typer.BadParameter(f"{len(weight)} --weight for {len(data)} --data; give one for each, or none")
+    try:
+        _prepare(data, out, resume)
+        done = train(data, out, TrainSettings(minutes=minutes, seed=seed), weights=weight, resume=resume)
+    except (SegAgentError, OSError) as error:
+        _fail(error)
+    _print_written(out, done)
+
+
+@app.command()
+def policy(
+    data: DataOption,
+    out: OutOption,
+    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = 60.0,
+    trajectory_minutes: Annotated[
+        float, typer.Option(help="Time to make click trajectories, at most; objects that have one are skipped.", min=0)
+    ] = 15.0,
+    segmenter: Annotated[
+        Path | None, typer.Option(help="Weights of the segmenter to work with; by default those that ship.")
+    ] = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the click policy: where labels are, then trajectories with the segmenter, then how to judge and click.
+
+    Use the result as SEGAGENT_POLICY=embedded:OUT/policy.safetensors.
+    """
+    from .policy import PolicySettings, train_policy
+
+    try:
+        _prepare(data, out, resume)
+        settings = PolicySettings(minutes=minutes, trajectory_minutes=trajectory_minutes, seed=seed)
+        done = train_policy(data, out, settings, segmenter=segmenter, resume=resume)
+    except (SegAgentError, OSError) as error:
+        _fail(error)
+    _print_written(out, done)
+
+
+def _prepare(data: list[Path], out: Path, resume: bool) -> None:
+    for folder in data:
+        if not (folder / "train.json").is_file():
+            raise InputError(f"--data {folder} holds no train.json; it needs images/ and train.json in COCO format")
+    if (out / "checkpoint.pt").exists() and not resume:
+        raise InputError(f"--out {out} holds a run already; add --resume to go on, or name another folder")
+
+
+def _fail(error: SegAgentError | OSError) -> None:
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from error
+
+
+def _print_written(out: Path, weights: Path) -> None:
+    console.print(f"Written to [b]{escape(str(out.resolve()))}[/]:", highlight=False, soft_wrap=True)
+    for name, what in (
+        (weights.name, "the weights"),
+        ("MODEL_CARD.md", "what they are and what they were trained on"),
+        ("*.png, *.csv", "how training went, as curves and numbers"),
+        ("checkpoint.pt", "where --resume goes on"),
+    ):
+        console.print(f"  {name:22} {what}", highlight=False)
