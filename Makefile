@@ -33,11 +33,12 @@ browser:  ## Debian's chromium and its driver, for the browser test (needs root)
 	$(PIP) $(CONSTRAINTS) -e .
 	touch $@
 
-# label-studio-ml 1.0.9 pins a Flask of 2020 and forgets dependencies: see backend/README.md.
+# label-studio-ml 1.0.9 pins a Flask of 2020 and forgets dependencies: see backend/README.md. segment-anything wants
+# torchvision, which has no CPU build there; its tests bring the four functions that it calls.
 .venv/installed-dev: .venv/installed
 	$(PIP) $(CONSTRAINTS) -e '.[dev]'
 	$(PIP) colorama label-studio-tools redis requests 'rq<2'
-	$(PIP) --no-deps label-studio-ml==1.0.9
+	$(PIP) --no-deps label-studio-ml==1.0.9 segment-anything==1.0
 	touch $@
 
 .venv-label-studio/installed:

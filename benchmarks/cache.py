@@ -4,8 +4,8 @@ python benchmarks/cache.py --out cache.json
 
 SAM ViT-B in its real size with random weights (made here, no download): what is measured does not depend on them.
 Three times per click: everything anew (for the first clicks only, it takes so long), ours with the cache, and the
-model's prompt encoder and mask decoder alone, which nothing can undercut. The last two alternate, so that a busy
-machine slows both.
+model's prompt encoder and mask decoder alone, which nothing can undercut. The last two alternate, and the best of
+several repeats counts, so that what else the machine does matters little.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(960, 1280), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--anew", type=int, default=2, help="clicks for which everything is done anew, at least 2")
-    parser.add_argument("--repeats", type=int, default=5, help="of every cached click, for a median")
+    parser.add_argument("--repeats", type=int, default=9, help="of every cached click, of which the best counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -108,7 +108,7 @@ def main() -> None:
             seconds, before = timed(partial(cached, shown, prior))
             ours.append(seconds)
             alone.append(timed(decode)[0])
-        row |= {"cached": float(np.median(ours)), "decoder": float(np.median(alone))}
+        row |= {"cached": min(ours), "decoder": min(alone)}
         rows.append(row)
 
     later = rows[1:]

@@ -70,13 +70,13 @@ class Settings(ModelSettings):
         0,
         ge=0,
         description="Size of the folder of encoded images on disk, which outlives restarts; 0 for none. Only the SAM "
-        "family uses it, with 4 to 20 MB for an image.",
+        "family uses it, with 4 to 25 MB for an image.",
     )
     prewarm_tasks: int = Field(
         16,
         ge=0,
         description="New tasks that may wait for their images to be loaded and encoded ahead, while no prediction is "
-        "running; 0 for none.",
+        "running; 0 for none. None either with basic auth but without a webhook secret: anyone could ask for it.",
     )
     max_request_bytes: int = Field(256 * 2**20, ge=1024, description="Largest request; annotations ride along.")
     basic_auth_user: str = Field("", description="User name that Label Studio must give; empty for none.")

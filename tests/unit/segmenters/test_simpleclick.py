@@ -396,6 +396,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "made by the file").exists()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_bf16_on_cuda_is_close_to_the_cpu(checkpoint: Path, disc_image: np.ndarray) -> None:
     segmenters = [SimpleClickSegmenter(str(checkpoint), torch.device(name)) for name in ("cpu", "cuda")]

@@ -14,6 +14,7 @@ from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory
 from label_studio_segagent.labelstudio.brush import encode_brush
 from label_studio_segagent.labelstudio.config import Control, Label
 from label_studio_segagent.labelstudio.regions import read_regions, write_region
+from label_studio_segagent.segmenters import EmbeddingCache
 from label_studio_segagent.server.predictor import Predictor
 
 Body = Callable[..., dict[str, Any]]
@@ -139,6 +140,7 @@ class Recorder:
     """An agent that remembers what it was asked."""
 
     version = "recorder-1"
+    cache = EmbeddingCache()
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory
 from label_studio_segagent.labelstudio.images import ImageLoader
 from label_studio_segagent.labelstudio.regions import read_regions
+from label_studio_segagent.segmenters import EmbeddingCache
 from label_studio_segagent.server.predictor import Predictor
 
 Body = Callable[..., dict[str, Any]]
@@ -214,7 +216,7 @@ class Doubled(Predictor):
             self.asked.append(asked)
             return double(items)
 
-        agent = type("Agent", (), {"version": "double-1", "segment_all_batch": staticmethod(segment_all_batch)})
+        agent = SimpleNamespace(version="double-1", segment_all_batch=segment_all_batch, cache=EmbeddingCache())
         super().__init__(agent, images, **options)  # type: ignore[arg-type]
 
 
