@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -42,8 +43,7 @@ def load_hf(argument: str = "") -> HfPolicy:
     for needed, remedy in (("config.json", "it is no transformers model"), ("*.safetensors", "pickles are not loaded")):
         if not any(folder.glob(needed)):
             raise ConfigError(f"{folder} has no {needed}: {remedy}")
-    device = _device()
-    dtype = {"cuda": torch.bfloat16, "mps": torch.float16}.get(device, torch.float32)
+    device, dtype = _device()
     _check_memory(name, folder, device, dtype)
     local = {"trust_remote_code": trust, "local_files_only": True}
     processors: Any = transformers.AutoProcessor
@@ -89,15 +89,20 @@ def _folder(name: str, trust: bool) -> Path:
     patterns = [*_FILES, *(["*.py"] if trust else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]))
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise ConfigError(
             f"{name!r} is neither a folder nor a model that the Hugging Face hub gives out: {_line(error)}. Is the "
             "name right, the hub reachable, and for gated models HF_TOKEN set?"
         ) from error
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+def _device() -> tuple[str, torch.dtype]:
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "cuda", torch.bfloat16 if native else torch.float16
+    if torch.backends.mps.is_available():
+        return "mps", torch.float16
+    return "cpu", torch.float32  # halves are many times slower there
 
 
 def _adapted(model: Any, folder: Path) -> Any:
