@@ -32,7 +32,7 @@ console = Console()
 errors = Console(stderr=True)
 
 PolicyOption = Annotated[
-    str | None, typer.Option(help="Click policy, for example [b]saliency[/b]. Default: SEGAGENT_POLICY.")
+    str | None, typer.Option(help="Click policy, for example [b]embedded[/b]. Default: SEGAGENT_POLICY.")
 ]
 SegmenterOption = Annotated[
     str | None, typer.Option(help="Segmentation tool, [b]embedded[/b] or [b]grabcut[/b]. Default: SEGAGENT_SEGMENTER.")

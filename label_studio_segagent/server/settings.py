@@ -32,7 +32,7 @@ class Settings(ModelSettings):
         validation_alias=AliasChoices("label_studio_api_key", "LABEL_STUDIO_API_KEY", "LABEL_STUDIO_ACCESS_TOKEN"),
         description="Personal access token or legacy token of a Label Studio user who may read the projects.",
     )
-    policy: str = Field("saliency", description="The click policy, by name.")
+    policy: str = Field("embedded", description="The click policy, by name.")
     segmenter: str = Field("embedded", description="The segmentation tool, by name.")
     max_clicks: int = Field(7, ge=0, le=100, description="Clicks the agent may use for an object.")
     candidates: int = Field(

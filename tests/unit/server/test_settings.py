@@ -21,7 +21,7 @@ SECRETS = {
 
 def test_defaults_need_no_environment() -> None:
     settings = load_settings()
-    assert (settings.policy, settings.segmenter, settings.port) == ("saliency", "embedded", 9090)
+    assert (settings.policy, settings.segmenter, settings.port) == ("embedded", "embedded", 9090)
     assert settings.label_studio_url == "" and not settings.label_studio_api_key
     assert settings.data_dir.is_absolute() and "~" not in str(settings.data_dir)
 
