@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
+from ..devices import best_device
 from ..errors import ConfigError
 from .hf import SMALLER, HfPolicy
 from .settings import load_model_settings
@@ -43,7 +44,8 @@ def load_hf(argument: str = "") -> HfPolicy:
     for needed, remedy in (("config.json", "it is no transformers model"), ("*.safetensors", "pickles are not loaded")):
         if not any(folder.glob(needed)):
             raise ConfigError(f"{folder} has no {needed}: {remedy}")
-    device, dtype = _device()
+    device = best_device().type
+    dtype = _precision(device)
     _check_memory(name, folder, device, dtype)
     local = {"trust_remote_code": trust, "local_files_only": True}
     processors: Any = transformers.AutoProcessor
@@ -96,13 +98,10 @@ def _folder(name: str, trust: bool) -> Path:
         ) from error
 
 
-def _device() -> tuple[str, torch.dtype]:
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "cuda", torch.bfloat16 if native else torch.float16
-    if torch.backends.mps.is_available():
-        return "mps", torch.float16
-    return "cpu", torch.float32  # halves are many times slower there
+def _precision(device: str) -> torch.dtype:
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16 if device == "mps" else torch.float32  # halves are many times slower on CPUs
 
 
 def _adapted(model: Any, folder: Path) -> Any:
