@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, InputError
@@ -90,7 +89,7 @@ class SegAgent:
     def segment(self, image: Image, prompt: str) -> Rollout:
         """Segment one object: the best instance of `prompt` in an RGB uint8 (H, W, 3) image.
 
-        Where the policy finds none, the mask is empty, its predicted IoU 0, and `stopped` is "no target".
+        Where the policy locates none it may still click, on the whole image; `segment_all` takes its word for it.
 
         Raises:
             InputError: The image is not such an array.
@@ -111,11 +110,7 @@ class SegAgent:
         Raises:
             InputError: An image is not an RGB uint8 array (H, W, 3).
         """
-        found = self._segment([(image, prompt, 1) for image, prompt in items])
-        return [
-            rollouts[0] if rollouts else self._nothing(image, prompt)
-            for rollouts, (image, prompt) in zip(found, items, strict=True)
-        ]
+        return [rollout for (rollout,) in self._segment([(image, prompt, 1) for image, prompt in items], insist=True)]
 
     def segment_all_batch(
         self, items: Sequence[tuple[Image, str]], *, max_instances: int | None = None, seconds: float | None = None
@@ -204,9 +199,12 @@ class SegAgent:
             self.encode(image)
 
     def _segment(
-        self, items: Sequence[tuple[Image, str, int | None]], seconds: float | None = None
+        self, items: Sequence[tuple[Image, str, int | None]], seconds: float | None = None, insist: bool = False
     ) -> list[list[Rollout]]:
-        """For each (image, prompt, at most so many instances) the rollouts, one per located target."""
+        """For each (image, prompt, at most so many instances) the rollouts, one per located target.
+
+        With `insist` there is one without a target where nothing was located.
+        """
         waiting = list(items)
 
         def groups() -> Iterator[list[Attempt | TreeSearch]]:
@@ -216,7 +214,8 @@ class SegAgent:
                 states = [self.encode(image) for image, _, _ in now]
                 located = self.policy.locate_batch([(image, prompt) for image, prompt, _ in now])
                 for state, (_, prompt, limit), targets in zip(states, now, located, strict=True):
-                    yield [self._attempt(state, prompt, target) for target in targets[:limit]]
+                    chosen: Sequence[Target | None] = targets[:limit] or ([None] if insist else [])
+                    yield [self._attempt(state, prompt, target) for target in chosen]
 
         return self._run(groups(), self._deadline(seconds))
 
@@ -255,11 +254,6 @@ class SegAgent:
 
     def _meta(self, stopped: str) -> dict[str, Any]:
         return {"stopped": stopped, "model_version": self.version}
-
-    def _nothing(self, image: Image, prompt: str) -> Rollout:
-        mask = np.zeros(image.shape[:2], bool)
-        trajectory = Trajectory(prompt, steps=[Step(mask, None, 0.0)], meta=self._meta("no target"))
-        return Rollout(mask, 0.0, trajectory, "no target")
 
 
 def _check_mask(image: Image, mask: Mask) -> Mask:

@@ -36,7 +36,7 @@ class Rollout:
         predicted_iou: Its rating in [0, 1].
         trajectory: Everything that happened.
         stopped: Why it ended: "finish", "good enough", "clicks", "time", "unparsable", "repeated", "no gain",
-            "no target", or "given" when a person's prompts were followed.
+            or "given" when a person's prompts were followed.
         target: Where the policy had located the object, or None.
     """
 

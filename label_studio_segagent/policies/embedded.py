@@ -53,6 +53,8 @@ class ActSettings:
         good: Rating from which it finishes.
         same: Box IoU from which a located target is taken for the object of a mask without a box.
         salient_score: Least score of a target for labels that nobody knows, relative to that for known ones.
+        doubt: Score from which a target explains a mask, or answers when one is asked for, relative to the score from
+            which it is proposed.
         most: Targets handed out per image.
     """
 
@@ -60,6 +62,7 @@ class ActSettings:
     good: float = 0.93
     same: float = 0.4
     salient_score: float = 0.6
+    doubt: float = 0.25
     most: int = 40
 
 
@@ -196,11 +199,12 @@ class EmbeddedPolicy(Policy):
             vector, bias = self.net.vectors[label : label + 1], self.net.biases[label : label + 1]
             return self.net.locator.find(seen.maps, vector, bias)[0]
 
-    def _targets(self, seen: Seen, image: Image, prompt: str) -> list[Target]:
+    def _targets(self, seen: Seen, image: Image, prompt: str, doubt: float = 1.0) -> list[Target]:
+        """The targets that it is sure of; with a smaller `doubt` less sure ones as well."""
         if seen.flat:
             return []
         label = self._label(prompt)
-        least = float(self.net.calibration[2]) * (1.0 if label else self.settings.salient_score)
+        least = doubt * float(self.net.calibration[2]) * (1.0 if label else self.settings.salient_score)
         size = (image.shape[0], image.shape[1])
         return find_targets(self._find(seen, label), 0, seen.view, size, least)[: self.settings.most]
 
@@ -234,8 +238,11 @@ class EmbeddedPolicy(Policy):
         return Glimpse(view, box, maps, context[..., : view.height // 8, : view.width // 8])
 
     def _box_for(self, seen: Seen, observed: Observation) -> Box | None:
-        """The box of the target that a mask without a box is of: the best one for an empty mask."""
-        targets = self._targets(seen, observed.image, observed.prompt)
+        """The box of the target that a mask without a box is of: the best one for an empty mask.
+
+        Who asks has reason to think that there is one, so less is needed than for proposing it.
+        """
+        targets = self._targets(seen, observed.image, observed.prompt, self.settings.doubt)
         there = mask_box(observed.mask)
         if there is None:
             return targets[0].box if targets else None

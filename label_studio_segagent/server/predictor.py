@@ -72,7 +72,7 @@ class Predictor:
         agent: SegAgent,
         images: ImageLoader,
         *,
-        batch_size: int = 8,
+        batch_size: int = 16,
         seconds: float = 80.0,
         max_instances: int = 50,
     ) -> None:

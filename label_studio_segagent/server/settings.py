@@ -51,7 +51,7 @@ class Settings(ModelSettings):
         description="A batch answers after this many seconds with what it has; the other tasks are left without a "
         "prediction, to be retrieved again. Label Studio itself gives up after ML_TIMEOUT_PREDICT (100).",
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
     max_instances: int = Field(50, ge=1, description="Objects of one label in one image.")
     data_dir: Path = Field(
         Path("~/.local/share/label-studio-segagent"),

@@ -150,8 +150,8 @@ def test_a_batch_answers_in_order_with_gaps() -> None:
     rollouts = agent.segment_batch(items)
     assert [r.trajectory.prompt for r in rollouts] == [second.prompt, "something else", first.prompt]
     assert [r.mask.shape for r in rollouts] == [second.mask.shape, first.mask.shape, first.mask.shape]
-    assert [r.stopped == "no target" for r in rollouts] == [False, True, False]
-    assert rollouts[0].mask.any() and rollouts[2].mask.any()
+    assert [r.target is None for r in rollouts] == [False, True, False]
+    assert [bool(r.mask.any()) for r in rollouts] == [True, False, True] and rollouts[1].stopped == "finish"
     assert agent.segment_batch([]) == [] and agent.segment_all_batch([]) == []
 
 
@@ -261,7 +261,7 @@ def test_every_rollout_names_the_model_version_and_why_it_stopped() -> None:
     for rollout in (agent.segment(IMAGE, "x"), agent.refine(IMAGE, "x", mask), agent.follow(IMAGE, "x", [])):
         assert rollout.trajectory.meta["model_version"] == agent.version
         assert rollout.trajectory.meta["stopped"] == rollout.stopped
-    assert nothing.segment(IMAGE, "x").trajectory.meta == {"stopped": "no target", "model_version": nothing.version}
+    assert nothing.segment(IMAGE, "x").trajectory.meta == {"stopped": "finish", "model_version": nothing.version}
 
 
 def test_version_changes_with_every_setting() -> None:

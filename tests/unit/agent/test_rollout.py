@@ -305,10 +305,11 @@ def test_the_point_counts_as_a_click() -> None:
 
 
 def test_nothing_located() -> None:
-    rollout, policy, tool = run([], None)
-    assert rollout.stopped == "no target" and rollout.predicted_iou == 0
-    assert rollout.mask.shape == (10, 30) and rollout.mask.dtype == bool and not rollout.mask.any()
-    assert policy.seen == [] and tool.calls == []
+    """Who asks for one object gets the policy's clicks all the same; who asks for all of them gets none."""
+    rollout, policy, tool = run([(0.0, c(3)), (0.9, Finish())], None)
+    assert rollout.target is None and rollout.stopped == "finish" and columns(rollout.mask) == 1
+    assert policy.seen[0].box is None and not policy.seen[0].mask.any() and len(tool.calls) == 1
+    assert SegAgent(Scripted([], None), Bar()).segment_all(IMAGE, "bar") == []
 
 
 def test_refining_starts_from_the_mask_without_locating() -> None:

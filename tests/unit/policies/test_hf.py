@@ -193,7 +193,8 @@ def test_an_agent_with_it(policy: HfPolicy, scene: Sample) -> None:
 def test_an_agent_survives_a_model_that_babbles(scene: Sample, tmp_path: Path) -> None:
     babbling = load_policy(f"hf:{tiny_mllm.make_llava(tmp_path)}")
     agent = SegAgent(babbling, load_segmenter("grabcut"))
-    assert agent.segment(scene.image, "horse").stopped == "no target"
+    assert agent.segment(scene.image, "horse").stopped == "unparsable"
+    assert agent.segment_all(scene.image, "horse") == []
     rollout = agent.refine(scene.image, "horse", scene.mask)
     assert rollout.stopped == "unparsable" and np.array_equal(rollout.mask, scene.mask)
     assert rollout.trajectory.steps[-1].text
