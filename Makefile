@@ -18,7 +18,7 @@ lint: .venv/installed-dev
 	.venv/bin/mypy
 
 unit: .venv/installed-dev
-	.venv/bin/pytest tests/unit
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n auto tests/unit
 
 e2e: .venv/installed-dev .venv-label-studio/installed
 	.venv/bin/pytest tests/e2e

@@ -287,6 +287,7 @@ def test_the_command(studio: Any, backend: str, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("LABEL_STUDIO_URL", studio.url)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", LEGACY)
     monkeypatch.setenv("SEGAGENT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SEGAGENT_POLICY", "saliency")  # as the backend
     result = CliRunner().invoke(command_line, ["doctor", "--backend-url", backend, "--project", "3"])
     assert result.exit_code == 0, result.output
     assert "problem" not in result.output and "warning" not in result.output

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from label_studio_segagent import cli
 from label_studio_segagent.cli import app
 from label_studio_segagent.errors import ConfigError
 from label_studio_segagent.server.settings import Settings, load_settings
@@ -186,7 +187,8 @@ def test_secrets_are_not_shown(arguments: list[str], secrets: None) -> None:
 
 def test_the_table_shows_every_variable_with_its_value(monkeypatch: Env) -> None:
     monkeypatch.setenv("SEGAGENT_POLICY", "a[b]c")  # not to be taken for markup
-    result = CliRunner().invoke(app, ["config"], env={"COLUMNS": "300"})
+    monkeypatch.setattr(cli.console, "width", 300)
+    result = CliRunner().invoke(app, ["config"])
     for name in Settings.model_fields:
         assert Settings.variable(name) in result.output
     assert "a[b]c" in result.output
