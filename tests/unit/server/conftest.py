@@ -50,7 +50,7 @@ def _clean(clean_environment: None) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Callable[..., Settings]:
-    """`settings(**overrides)`, with a data folder of this test, and a policy without weights that finds what stands out."""
+    """`settings(**overrides)`, with a data folder of this test, and the policy that has no weights."""
     return lambda **overrides: load_settings(**{"data_dir": tmp_path / "data", "policy": "saliency", **overrides})
 
 
