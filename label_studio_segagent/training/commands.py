@@ -40,7 +40,7 @@ def segmenter(
     resume: ResumeOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Train the click segmenter; four hours on two CPU cores gave the weights that ship.
+    """Train the click segmenter; three hours on two CPU cores gave the weights that ship.
 
     Use the result as SEGAGENT_SEGMENTER=embedded:OUT/segmenter.safetensors.
     """
