@@ -28,7 +28,7 @@ from ..hlmat.arrays import Box, Image, Mask, check_image
 from ..weights import read_weights
 from .base import ImageState, Segmentation, Segmenter
 from .embedded_net import NetConfig, Prompt, SegmenterNet
-from .embedded_views import View, object_box, resize_map, zoom_window
+from .embedded_views import View, object_box, resize_map, without_strays, zoom_window
 
 __all__ = ["EmbeddedSegmenter", "ViewSettings", "load_net"]
 
@@ -146,6 +146,8 @@ class EmbeddedSegmenter(Segmenter):
                 before = _sigmoid(resize_map(logits, *coarse_size(state.size, self.settings.logits)))
         view, maps = zoomed
         logits, score = self._decode(view, maps, state.size, clicks, box, before)
+        if box is not None:
+            logits = without_strays(logits, view.box(box), view.points(clicks))
         return self._compose(state, view, logits, score)
 
     @override

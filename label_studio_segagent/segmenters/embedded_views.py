@@ -13,10 +13,13 @@ import numpy.typing as npt
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask
 
-__all__ = ["View", "object_box", "resize_map", "zoom_window"]
+__all__ = ["View", "object_box", "resize_map", "without_strays", "zoom_window"]
 
 Float = npt.NDArray[np.float32]
 Window = tuple[int, int, int, int]
+_NEAR = 0.1
+"""Share of a box by which an object may stick out of it, and share of a part that must be in it."""
+_SURE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +147,25 @@ def zoom_window(box: Box, size: tuple[int, int], expand: float, least: float) ->
         first = min(max(0, int(np.floor(start))), limit - 1)
         edges += [first, max(min(limit, int(np.ceil(end))), first + 1)]
     return edges[0], edges[2], edges[1], edges[3]
+
+
+def without_strays(logits: Float, box: Float, clicks: Float) -> Float:
+    """Logits without the parts that lie outside of the box and that nobody clicked.
+
+    Args:
+        logits: (h, w), at half the resolution of a view's crop.
+        box: (x0, y0, x1, y1) in pixels of the crop.
+        clicks: (K, 3), x and y in pixels of the crop, and the sign.
+    """
+    count, parts, stats, _ = cv2.connectedComponentsWithStats((logits > 0).astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return logits
+    margin = _NEAR * (box[2:] - box[:2])
+    x0, y0 = np.maximum(np.floor((box[:2] - margin) / 2), 0).astype(int)
+    x1, y1 = np.maximum(np.ceil((box[2:] + margin) / 2), 0).astype(int)
+    inside = np.bincount(parts[y0:y1, x0:x1].ravel(), minlength=count)
+    stray = inside < _NEAR * stats[:, cv2.CC_STAT_AREA]
+    places = np.clip(np.rint(clicks[:, :2] / 2).astype(int), 0, np.array(logits.shape[::-1]) - 1)
+    stray[parts[places[:, 1], places[:, 0]][clicks[:, 2] > 0]] = False
+    stray[0] = False
+    return np.asarray(np.where(stray[parts], np.minimum(logits, -_SURE), logits), np.float32)

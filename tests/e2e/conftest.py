@@ -37,7 +37,8 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabe
 def backend(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     folder = tmp_path_factory.mktemp("backend")
     os.environ["PYTHONUNBUFFERED"] = "1"
-    process, url = start_backend(label_studio, folder)
+    # What these tests look for must not move when weights are trained anew.
+    process, url = start_backend(label_studio, folder, SEGAGENT_POLICY="saliency")
     version = httpx.post(f"{url}/setup", json={}).json()["model_version"]
     yield Backend(url, version, folder, process)
     process.terminate()

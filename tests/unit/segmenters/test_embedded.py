@@ -15,7 +15,7 @@ from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.segmenters import ImageState, Query, load_segmenter
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings, load_net
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
-from label_studio_segagent.segmenters.embedded_views import View, object_box, zoom_window
+from label_studio_segagent.segmenters.embedded_views import View, object_box, without_strays, zoom_window
 from label_studio_segagent.training.segmenter_report import save_weights
 
 SMALL = ViewSettings(coarse=96, zoom=96, logits=128)
@@ -198,3 +198,13 @@ def test_the_box_of_an_object_leaves_out_specks() -> None:
 def test_the_zoom_window_holds_the_box_inside_the_image(box: tuple[float, float, float, float]) -> None:
     x0, y0, x1, y1 = zoom_window(box, (100, 200), 1.4, 48)
     assert 0 <= x0 <= box[0] and 0 <= y0 <= box[1] and box[2] <= x1 <= 200 and box[3] <= y1 <= 100
+
+
+def test_parts_outside_of_the_box_that_nobody_clicked_are_not_of_the_object() -> None:
+    logits = np.full((40, 60), -3.0, np.float32)
+    logits[10:20, 10:20], logits[10:20, 18:26], logits[30:35, 40:45], logits[2:5, 50:55] = 2, 2, 2, 2
+    box, click = np.array([16, 16, 44, 44], np.float32), np.array([[84, 64, 1], [104, 6, -1]], np.float32)
+    kept = without_strays(logits, box, click)
+    assert ((kept > 0)[:, :30] == (logits > 0)[:, :30]).all()  # it may stick out
+    assert (kept > 0)[30:35, 40:45].all() and not (kept > 0)[2:5, 50:55].any()
+    assert not (without_strays(logits, box, np.zeros((0, 3), np.float32)) > 0)[30:35, 40:45].any()
