@@ -26,21 +26,16 @@ from rich.table import Table
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.policies import Observation, Policy
-from label_studio_segagent.policies.embedded import EmbeddedPolicy
-from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 
 SETS = ("ecssd", "pennfudan", "coco")
 
 
 def make_agent(name: str) -> SegAgent:
-    """The agent named POLICY+SEGMENTER; an embedded policy looks through the same embedded segmenter."""
-    policy_name, _, segmenter_name = name.partition("+")
+    """The agent named POLICY+SEGMENTER."""
+    policy, _, segmenter_name = name.partition("+")
     segmenter = load_segmenter(segmenter_name)
-    family, _, weights = policy_name.partition(":")
-    if family == "embedded" and isinstance(segmenter, EmbeddedSegmenter):
-        return SegAgent(EmbeddedPolicy(weights or None, segmenter), segmenter)
-    return SegAgent(load_policy(policy_name), segmenter)
+    return SegAgent(load_policy(policy, segmenter), segmenter)
 
 
 def read_val(root: Path, limit: int, seed: int = 0) -> list[tuple[Path, list[tuple[str, Any]]]]:

@@ -53,9 +53,10 @@ def build_agent(settings: Settings) -> SegAgent:
     Raises:
         ConfigError: A model cannot be loaded.
     """
+    segmenter = load_segmenter(settings.segmenter)
     return SegAgent(
-        load_policy(settings.policy),
-        load_segmenter(settings.segmenter),
+        load_policy(settings.policy, segmenter),
+        segmenter,
         max_clicks=settings.max_clicks,
         candidates=settings.candidates,
         beam=settings.beam,

@@ -13,7 +13,7 @@ from label_studio_segagent.agent.agent import SegAgent
 from label_studio_segagent.errors import ConfigError
 from label_studio_segagent.hlmat.actions import Click, Finish
 from label_studio_segagent.hlmat.trajectory import Sample
-from label_studio_segagent.policies import Observation
+from label_studio_segagent.policies import Observation, load_policy
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.policies.embedded_inputs import affine_of, sample_context
 from label_studio_segagent.policies.embedded_net import Located
@@ -108,6 +108,15 @@ def test_states_of_any_segmenter_will_do(
 def test_an_agent_works_with_it(tiny_policy: EmbeddedPolicy, tiny_segmenter: EmbeddedSegmenter, scene: Sample) -> None:
     rollout = SegAgent(tiny_policy, tiny_segmenter, max_clicks=2).segment(scene.image, "cat")
     assert rollout.mask.shape == scene.mask.shape
+
+
+def test_it_looks_through_the_segmenter_that_it_works_with(
+    policy_weights: Path, tiny_segmenter: EmbeddedSegmenter
+) -> None:
+    policy = load_policy(f"embedded:{policy_weights}", tiny_segmenter)
+    assert isinstance(policy, EmbeddedPolicy) and policy.segmenter is tiny_segmenter
+    other = load_policy("embedded", load_segmenter("grabcut"))
+    assert isinstance(other, EmbeddedPolicy) and other.version == load_policy("embedded").version
 
 
 def test_versions_name_everything_that_matters(policy_weights: Path, tiny_segmenter: EmbeddedSegmenter) -> None:
