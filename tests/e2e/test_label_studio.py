@@ -255,7 +255,10 @@ def test_doctor_finds_nothing_wrong(
     from label_studio_segagent.server.settings import load_settings
 
     settings = load_settings(
-        label_studio_url=label_studio.url, label_studio_api_key=label_studio.token, data_dir=tmp_path
+        label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.token,
+        data_dir=tmp_path,
+        policy="saliency",  # as the backend
     )
     checks = list(examine(settings, project["id"], backend.url))
     assert [check for check in checks if check.status != "ok"] == []
