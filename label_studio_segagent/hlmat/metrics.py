@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from .arrays import Mask
+from .arrays import Box, Mask
 
-__all__ = ["boundary_iou", "ciou", "iou", "miou", "noc", "nof"]
+__all__ = ["box_iou", "boundary_iou", "ciou", "iou", "miou", "noc", "nof"]
 
 
 def _areas(mask: Mask, target: Mask, void: Mask | None = None) -> tuple[int, int]:
@@ -89,3 +89,12 @@ def noc(curves: Iterable[Sequence[float]], threshold: float, max_clicks: int = 2
 def nof(curves: Iterable[Sequence[float]], threshold: float, max_clicks: int = 20) -> int:
     """Number of objects that never reach `threshold` within `max_clicks` clicks."""
     return sum(_clicks_needed(curve, threshold, max_clicks) is None for curve in curves)
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """IoU of two boxes (x0, y0, x1, y1)."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

@@ -23,13 +23,14 @@ from typing_extensions import override
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Finish
 from ..hlmat.arrays import Box, Image, Mask, check_image, mask_box
+from ..hlmat.metrics import box_iou
 from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View, object_box, zoom_window
 from .base import Decision, Observation, Policy, Target
 from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
 from .embedded_net import Located, PolicyNet
-from .embedded_targets import box_iou, choose_clicks, find_targets
+from .embedded_targets import choose_clicks, find_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
@@ -199,14 +200,20 @@ class EmbeddedPolicy(Policy):
             vector, bias = self.net.vectors[label : label + 1], self.net.biases[label : label + 1]
             return self.net.locator.find(seen.maps, vector, bias)[0]
 
-    def _targets(self, seen: Seen, image: Image, prompt: str, doubt: float = 1.0) -> list[Target]:
-        """The targets that it is sure of; with a smaller `doubt` less sure ones as well."""
+    def _targets(
+        self, seen: Seen, image: Image, prompt: str, doubt: float = 1.0, located: Located | None = None
+    ) -> list[Target]:
+        """The targets that it is sure of; with a smaller `doubt` less sure ones as well.
+
+        What the locator said about the prompt may be given, so that it is not asked again.
+        """
         if seen.flat:
             return []
         label = self._label(prompt)
+        located = located or self._find(seen, label)
         least = doubt * float(self.net.calibration[2]) * (1.0 if label else self.settings.salient_score)
         size = (image.shape[0], image.shape[1])
-        return find_targets(self._find(seen, label), 0, seen.view, size, least)[: self.settings.most]
+        return find_targets(located, 0, seen.view, size, least)[: self.settings.most]
 
     def _act(self, observed: Observation, count: int) -> list[Decision]:
         """At most `count` decisions, the best one first."""
@@ -225,24 +232,24 @@ class EmbeddedPolicy(Policy):
     def glimpse(self, observed: Observation) -> Glimpse | None:
         """Where the reviewer looks and what it sees there; None where there is nothing to look at."""
         seen, label = self.see(observed.image, observed.state), self._label(observed.prompt)
-        box = observed.box if observed.box is not None else self._box_for(seen, observed)
+        located = self._find(seen, label)
+        box = observed.box if observed.box is not None else self._box_for(seen, observed, located)
         around = _around(observed.mask, box)
         if around is None or (seen.flat and not observed.mask.any()):
             return None
         view, maps = self._zoom(seen, observed.image, around)
-        located = self._find(seen, label)
         with torch.inference_mode():
             handed = torch.cat([located.context, located.region, located.heat], 1)
             matrix = affine_of(view, seen.view, self.net.config.view, self.net.config.side)[None]
             context = sample_context(handed, matrix, self.net.config.view // 8)
         return Glimpse(view, box, maps, context[..., : view.height // 8, : view.width // 8])
 
-    def _box_for(self, seen: Seen, observed: Observation) -> Box | None:
+    def _box_for(self, seen: Seen, observed: Observation, located: Located) -> Box | None:
         """The box of the target that a mask without a box is of: the best one for an empty mask.
 
         Who asks has reason to think that there is one, so less is needed than for proposing it.
         """
-        targets = self._targets(seen, observed.image, observed.prompt, self.settings.doubt)
+        targets = self._targets(seen, observed.image, observed.prompt, self.settings.doubt, located)
         there = mask_box(observed.mask)
         if there is None:
             return targets[0].box if targets else None

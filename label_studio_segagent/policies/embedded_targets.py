@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from ..hlmat.actions import Action, Click, Finish
-from ..hlmat.arrays import Box, Mask
+from ..hlmat.arrays import Mask
+from ..hlmat.metrics import box_iou
 from ..segmenters.embedded_views import View
 from .base import Target
 from .embedded_net import Located
 
-__all__ = ["box_iou", "choose_clicks", "find_targets"]
+__all__ = ["choose_clicks", "find_targets"]
 
 Float = npt.NDArray[np.float32]
 _PEAKS = 60
@@ -31,15 +32,6 @@ _APART = 0.1
 """Boxes that overlap less (IoU) are of different objects."""
 _SURE = 0.15
 """An error counts where the probability is at least this far from one half, times two."""
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """IoU of two boxes (x0, y0, x1, y1)."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def find_targets(located: Located, row: int, view: View, size: tuple[int, int], least: float) -> list[Target]:

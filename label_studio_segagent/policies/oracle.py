@@ -13,8 +13,8 @@ from ..datasets.coco import read_coco
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS
 from ..hlmat.annotator import SimulatedAnnotator
-from ..hlmat.arrays import Box, Image, Mask, mask_box
-from ..hlmat.metrics import iou
+from ..hlmat.arrays import Image, Mask, mask_box
+from ..hlmat.metrics import box_iou, iou
 from ..hlmat.trajectory import Sample
 from .base import Decision, Observation, Policy, Target
 
@@ -91,13 +91,5 @@ def _digest(image: Image) -> str:
 def _closeness(mask: Mask, seen: Observation) -> tuple[float, float]:
     """How likely an observation is about this instance: by its box where there is one, then by its mask."""
     box = mask_box(mask)
-    around = _box_iou(box, seen.box) if box and seen.box else 0.0
+    around = box_iou(box, seen.box) if box and seen.box else 0.0
     return around, iou(mask, seen.mask)
-
-
-def _box_iou(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

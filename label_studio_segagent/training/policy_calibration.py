@@ -8,8 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..hlmat.metrics import box_iou
 from ..policies.embedded_net import PolicyNet
-from ..policies.embedded_targets import box_iou, find_targets
+from ..policies.embedded_targets import find_targets
 from .policy_locating import LocatorDataset
 from .policy_reviewing import ReviewDataset
 from .policy_steps import Report, reviewing_loss

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..hlmat.arrays import Box
+from ..hlmat.metrics import box_iou
 from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_inputs import join_maps
 from ..policies.embedded_net import PolicyNet
-from ..policies.embedded_targets import box_iou
 from ..policies.label_text import SALIENT, normalise
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View

@@ -110,7 +110,7 @@ def train(
     run.loop(dataset)
     path = run.export()
     write_card(
-        out, path, [str(d) for d in data], asdict(settings), asdict(run.net.config), run.step, run.seconds,
+        out, path, data, asdict(settings), asdict(run.net.config), run.step, run.seconds,
         title="Embedded click segmenter", notes=_NOTES, use=_USE,
     )  # fmt: skip
     return path

@@ -64,7 +64,7 @@ def _panel(
 def write_card(
     out: Path,
     weights: Path,
-    data: list[str],
+    data: Sequence[Path],
     settings: dict[str, Any],
     sizes: dict[str, Any],
     step: int,
@@ -80,6 +80,6 @@ def write_card(
     (out / "MODEL_CARD.md").write_text(
         f"# {title}\n\nFile: `{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, float16 "
         f"safetensors\nSHA-256: `{digest}`\nTrained: {step} steps, {seconds / 60:.1f} minutes\n\n## Data\n\n"
-        + "".join(f"* {d}\n" for d in data)
+        + "".join(f"* {d.resolve().name}\n" for d in data)
         + f"\n{notes}\n## Settings\n\n{parameters}\n\n## Use and limits\n\n{use}"
     )

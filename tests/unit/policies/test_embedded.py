@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from label_studio_segagent.agent.agent import SegAgent
 from label_studio_segagent.errors import ConfigError
 from label_studio_segagent.hlmat.actions import Click, Finish
+from label_studio_segagent.hlmat.metrics import box_iou
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Observation, load_policy
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.policies.embedded_inputs import affine_of, sample_context
 from label_studio_segagent.policies.embedded_net import Located
-from label_studio_segagent.policies.embedded_targets import box_iou, choose_clicks, find_targets
+from label_studio_segagent.policies.embedded_targets import choose_clicks, find_targets
 from label_studio_segagent.segmenters import load_segmenter
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings
 from label_studio_segagent.segmenters.embedded_views import View

@@ -11,10 +11,10 @@ import torch
 from pycocotools import mask as rle_codec
 
 from label_studio_segagent.errors import InputError
+from label_studio_segagent.hlmat.metrics import box_iou
 from label_studio_segagent.hlmat.trajectory import Step, Trajectory, read_trajectories
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.policies.embedded_net import PolicyConfig, PolicyNet
-from label_studio_segagent.policies.embedded_targets import box_iou
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.training.policy import PolicySettings, train_policy
