@@ -180,24 +180,8 @@ class SamFamily(Segmenter):
             frame.points(query.clicks),
             np.array([c.positive for c in query.clicks], np.int64),
             None if query.box is None else frame.box(query.box),
-            self._mask_prompt(query.prior, frame),
+            frame.prior_prompt(query.prior, self.looks.cells),
         )
-
-    def _mask_prompt(self, prior: npt.NDArray[Any] | None, frame: Frame) -> npt.NDArray[np.float32] | None:
-        """The logits that go in with the prompts, float32 (cells, cells), or None. An empty mask says nothing."""
-        cells = self.looks.cells
-        if prior is None:
-            return None
-        if prior.dtype == np.bool_:
-            if prior.shape != frame.size:
-                raise InputError(f"a prior mask must have the image's size {frame.size}; got {prior.shape}")
-            return frame.mask_prompt(prior, cells) if prior.any() else None
-        if prior.shape != (cells, cells):
-            raise InputError(
-                f"a prior must be a bool mask (H, W) or logits of this segmenter, ({cells}, {cells}); "
-                f"got {prior.dtype} {prior.shape}"
-            )
-        return np.asarray(prior, np.float32)
 
     def _stack(self, group: Sequence[_Prepared], multimask: bool) -> Prompts:
         def stacked(arrays: Sequence[npt.NDArray[Any] | None]) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask
 
@@ -76,6 +78,25 @@ class Frame:
     @property
     def _scale(self) -> npt.NDArray[np.float64]:
         return np.array([self.width / self.size[1], self.height / self.size[0]])
+
+    def prior_prompt(self, prior: npt.NDArray[Any] | None, cells: int) -> npt.NDArray[np.float32] | None:
+        """The logits that go in for a prior, float32 (cells, cells), or None. An empty mask says nothing.
+
+        Raises:
+            InputError: It is neither a bool mask of the image nor logits of that size.
+        """
+        if prior is None:
+            return None
+        if prior.dtype == np.bool_:
+            if prior.shape != self.size:
+                raise InputError(f"a prior mask must have the image's size {self.size}; got {prior.shape}")
+            return self.mask_prompt(prior, cells) if prior.any() else None
+        if prior.shape != (cells, cells):
+            raise InputError(
+                f"a prior must be a bool mask (H, W) or logits of this segmenter, ({cells}, {cells}); "
+                f"got {prior.dtype} {prior.shape}"
+            )
+        return np.asarray(prior, np.float32)
 
     def mask_prompt(self, mask: Mask, cells: int) -> Float:
         """A mask as the logits that the model takes for an earlier answer of its own.

@@ -135,23 +135,15 @@ def _hints(query: Query) -> Float | None:
 
 def _prior(query: Query) -> Float | None:
     """The logits of the earlier mask, float32 (SIDE, SIDE): the prior, else the box. An empty mask says nothing."""
-    frame, prior = query.state.features.frame, query.prior
+    frame: Frame = query.state.features.frame
+    prior = query.prior
     if prior is None:
         if query.box is None:
             return None
         x0, y0, x1, y1 = (round(v) for v in query.box)
         prior = np.zeros(frame.size, bool)
         prior[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
-    if prior.dtype == np.bool_:
-        if prior.shape != frame.size:
-            raise InputError(f"a prior mask must have the image's size {frame.size}; got {prior.shape}")
-        return frame.mask_prompt(prior, SIDE) if prior.any() else None
-    if prior.shape != (SIDE, SIDE):
-        raise InputError(
-            f"a prior must be a bool mask (H, W) or logits of this segmenter, ({SIDE}, {SIDE}); "
-            f"got {prior.dtype} {prior.shape}"
-        )
-    return np.asarray(prior, np.float32)
+    return frame.prior_prompt(prior, SIDE)
 
 
 def _expected_iou(logits: Float) -> float:
