@@ -1,0 +1,136 @@
+"""What all ways to fine-tune a model have in common: trajectories in, the name of a better model out.
+
+A trainer belongs to one model family. It reads trajectories only: `Step.mask` is what the policy saw,
+`Step.true_iou` and `Step.action` what it should have answered, the last mask what the object really is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PilImage
+
+from ..errors import ConfigError, InputError
+from ..hlmat.arrays import Image
+from ..hlmat.trajectory import Trajectory
+
+__all__ = ["FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "weight_of"]
+
+ImageReader = Callable[[Trajectory], Image]
+"""Gives the image of a trajectory, RGB uint8 (H, W, 3)."""
+Progress = Callable[[float, str], None]
+"""Called with the share done, in [0, 1], and a few words about what is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How long and how hard to learn.
+
+    Attributes:
+        seconds: Time budget; training ends in good order when it is used up.
+        epochs: Passes over the trajectories, at most.
+        rate: Learning rate, or None for the family's own.
+        patience: Evaluations without a better loss on kept-back trajectories after which training stops.
+        seed: Of everything random.
+    """
+
+    seconds: float = 600.0
+    epochs: float = 2.0
+    rate: float | None = None
+    patience: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trained model.
+
+    Attributes:
+        model: Its name, as `load_policy` or `load_segmenter` take it.
+        steps: Optimizer steps made.
+        loss: On kept-back trajectories, or on the last steps where there were too few to keep any back.
+        seconds: How long it took, resumed runs included.
+    """
+
+    model: str
+    steps: int
+    loss: float
+    seconds: float
+
+
+class Trainer(ABC):
+    """Fine-tunes a model of one family.
+
+    Args:
+        start: The model to start from, as `load_policy` or `load_segmenter` take it.
+    """
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+
+    @abstractmethod
+    def fit(
+        self,
+        trajectories: Sequence[Trajectory],
+        out: Path,
+        settings: FitSettings | None = None,
+        *,
+        images: ImageReader | None = None,
+        resume: bool = False,
+        progress: Progress | None = None,
+    ) -> Fitted:
+        """Train a copy of the start model; the start model stays as it is.
+
+        Args:
+            trajectories: What to learn from; `weight_of` says how much each counts.
+            out: Folder for the result, `checkpoint*`, curves (`curves.csv`, `curves.png`, TensorBoard event files).
+            settings: The defaults of `FitSettings` by default.
+            images: By default the file that a trajectory names.
+            resume: Go on from the checkpoint in `out`, where there is one.
+            progress: Told what happens.
+
+        Raises:
+            InputError: There is nothing to learn from.
+            ConfigError: The start model cannot be loaded, or an extra is missing.
+        """
+
+
+def weight_of(trajectory: Trajectory) -> float:
+    """How much a trajectory counts in training: its meta's "weight", 1 by default."""
+    weight = trajectory.meta.get("weight", 1.0)
+    return float(weight) if isinstance(weight, (int, float)) and weight >= 0 else 1.0
+
+
+def open_image(trajectory: Trajectory) -> Image:
+    """The image file that a trajectory names.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with PilImage.open(Path(trajectory.image)) as file:
+            return np.asarray(file.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
+
+
+def load_trainer(start: str) -> Trainer:
+    """The trainer for a policy, by the name of the model to start from.
+
+    Raises:
+        ConfigError: Models of that family cannot be trained here.
+    """
+    family = start.partition(":")[0]
+    if family == "embedded":
+        from .embedded_trainer import EmbeddedPolicyTrainer
+
+        return EmbeddedPolicyTrainer(start)
+    if family == "hf":
+        from .mllm_trainer import MllmTrainer
+
+        return MllmTrainer(start)
+    raise ConfigError(f"{start!r} cannot be trained; trainable: embedded, hf:<model>, hf:<model>+<adapter>")
