@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
+from .server.commands import jobs, models, worker
 from .training.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ app = typer.Typer(
     help="Segments like a human annotator: clicks on a segmentation tool, one by one, in Label Studio or on files.",
 )
 app.add_typer(train_app, name="train-embedded")
+app.add_typer(models, name="models")
+app.command()(jobs)
+app.command()(worker)
 console = Console()
 errors = Console(stderr=True)
 
@@ -46,7 +50,7 @@ def _fail(error: SegAgentError | OSError) -> NoReturn:
 
 
 def _agent(policy: str | None, segmenter: str | None, max_clicks: int | None) -> SegAgent:
-    from .server.app import build_agent
+    from .server.models import build_agent
     from .server.settings import load_settings
 
     return build_agent(load_settings(policy=policy, segmenter=segmenter, max_clicks=max_clicks))

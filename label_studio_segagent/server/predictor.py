@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -83,6 +84,12 @@ class Predictor:
     def model_version(self) -> str:
         """The version in /setup and in every prediction; they must be equal, or Label Studio duplicates predictions."""
         return self.agent.version
+
+    def with_agent(self, agent: SegAgent) -> Predictor:
+        """The same with another agent; images are shared."""
+        other = copy.copy(self)
+        other.agent = agent
+        return other
 
     @property
     def cache(self) -> EmbeddingCache:

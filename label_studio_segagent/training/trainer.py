@@ -17,6 +17,7 @@ from PIL import Image as PilImage
 from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
+from ..segmenters.base import Segmenter
 
 __all__ = ["FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "weight_of"]
 
@@ -32,14 +33,14 @@ class FitSettings:
 
     Attributes:
         seconds: Time budget; training ends in good order when it is used up.
-        epochs: Passes over the trajectories, at most.
+        epochs: Passes over the trajectories, at most; None for the family's own.
         rate: Learning rate, or None for the family's own.
         patience: Evaluations without a better loss on kept-back trajectories after which training stops.
         seed: Of everything random.
     """
 
     seconds: float = 600.0
-    epochs: float = 2.0
+    epochs: float | None = None
     rate: float | None = None
     patience: int = 3
     seed: int = 0
@@ -118,8 +119,12 @@ def open_image(trajectory: Trajectory) -> Image:
         raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
 
 
-def load_trainer(start: str) -> Trainer:
-    """The trainer for a policy, by the name of the model to start from.
+def load_trainer(start: str, segmenter: Segmenter | None = None) -> Trainer:
+    """The trainer for a policy.
+
+    Args:
+        start: The model to start from, as `load_policy` takes it.
+        segmenter: The one that the policy works with; the embedded policy looks through its eyes.
 
     Raises:
         ConfigError: Models of that family cannot be trained here.
@@ -128,7 +133,7 @@ def load_trainer(start: str) -> Trainer:
     if family == "embedded":
         from .embedded_trainer import EmbeddedPolicyTrainer
 
-        return EmbeddedPolicyTrainer(start)
+        return EmbeddedPolicyTrainer(start, segmenter)
     if family == "hf":
         from .mllm_trainer import MllmTrainer
 
