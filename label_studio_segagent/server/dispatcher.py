@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ..errors import SegAgentError
+from ..training.trainer import trainable
 from .inbox import Event, Inbox
 from .jobs import Job, JobQueue
 from .settings import Settings
@@ -70,6 +71,8 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, inbox: Inbox, queue: JobQueue) -> None:
         self._settings, self._inbox, self._queue = settings, inbox, queue
+        # The button says why a model cannot be trained; annotations need not say it again and again.
+        self._after = settings.train_after if trainable(settings.policy) else 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -122,10 +125,10 @@ class Dispatcher:
             wait = min(_AGAIN * 2 ** (len(failed) - 1), 3600.0)
             why = failed[0].why if now >= failed[0].finished + wait else ""
         elif any(event.action == _BUTTON for event in fresh) or not failed:
-            why = due(fresh, self._settings.train_after, self._settings.train_quiet, now)
+            why = due(fresh, self._after, self._settings.train_quiet, now)
         else:  # nobody presses the button twice for nothing; old news count together with the new
             quiet = [event for event in events if event.action != _BUTTON]
-            why = due(quiet, self._settings.train_after, self._settings.train_quiet, now) if fresh else ""
+            why = due(quiet, self._after, self._settings.train_quiet, now) if fresh else ""
         return self._queue.enqueue("train", project, why, upto=events[-1].id) if why else None
 
     def _watch(self) -> None:

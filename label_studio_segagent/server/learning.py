@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.agent import SegAgent
-from ..errors import ConfigError, InputError
 from ..datasets.record import Record
+from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
-from ..labelstudio.images import ImageLoader
+from ..labelstudio.project import read_project
 from ..training.evaluation import LabelledImage, Measured, measure, to_trajectories
 from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
@@ -105,9 +105,7 @@ def _mark(task: str) -> float:
 class _Training:
     """One training of one project."""
 
-    def __init__(
-        self, settings: Settings, store: VersionStore, project: int, report: Report
-    ) -> None:
+    def __init__(self, settings: Settings, store: VersionStore, project: int, report: Report) -> None:
         self.settings, self.store, self.project, self.report = settings, store, project, report
 
     def run(self, work: Path, held: Sequence[LabelledImage], taught: Sequence[LabelledImage]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ def uncertainty(found: Sequence[Rollout], again: Sequence[Mask]) -> float:
 
     Args:
         found: Its rollouts.
-        again: Masks that it drew when it looked at the mirrored image, mirrored back. Where they differ it was guessing.
+        again: Masks that it drew when it looked at the mirrored image, mirrored back; where they differ it guessed.
     """
     if not found and not again:
         return _NOTHING_FOUND

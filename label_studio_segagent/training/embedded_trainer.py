@@ -67,6 +67,8 @@ class EmbeddedPolicyTrainer(Trainer):
         segmenter: The one that the policy works with; the embedded one by default.
     """
 
+    clicks = False
+
     def __init__(self, start: str, segmenter: Segmenter | None = None) -> None:
         super().__init__(start)
         policy = load_policy(start, segmenter)

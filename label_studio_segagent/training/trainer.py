@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image as PilImage
@@ -19,7 +20,10 @@ from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
 from ..segmenters.base import Segmenter
 
-__all__ = ["FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "weight_of"]
+__all__ = [
+    "FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "trainable",
+    "weight_of",
+]  # fmt: skip
 
 ImageReader = Callable[[Trajectory], Image]
 """Gives the image of a trajectory, RGB uint8 (H, W, 3)."""
@@ -68,7 +72,12 @@ class Trainer(ABC):
 
     Args:
         start: The model to start from, as `load_policy` or `load_segmenter` take it.
+
+    Attributes:
+        clicks: Whether it learns from clicks. If not, the last masks of trajectories are all it needs.
     """
+
+    clicks: ClassVar[bool] = True
 
     def __init__(self, start: str) -> None:
         self.start = start
@@ -117,6 +126,11 @@ def open_image(trajectory: Trajectory) -> Image:
             return np.asarray(file.convert("RGB"))
     except OSError as error:
         raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
+
+
+def trainable(policy: str) -> bool:
+    """Whether there is a trainer for a policy, by its name."""
+    return policy.partition(":")[0] in ("embedded", "hf")
 
 
 def load_trainer(start: str, segmenter: Segmenter | None = None) -> Trainer:

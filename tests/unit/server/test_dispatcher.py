@@ -40,7 +40,7 @@ class Office:
 
 @pytest.fixture
 def office(settings: Callable[..., Settings], tmp_path: Path) -> Office:
-    return Office(settings(train_after=3, train_quiet=30.0), tmp_path)
+    return Office(settings(policy="embedded", train_after=3, train_quiet=30.0), tmp_path)
 
 
 def test_enough_annotations_and_then_quiet(office: Office) -> None:
@@ -59,6 +59,14 @@ def test_who_never_pauses_is_not_waited_for_for_ever() -> None:
 
 
 def test_the_button_starts_at_once(office: Office) -> None:
+    office.inbox.put("START_TRAINING", 1, b"{}")
+    assert office.look() == ["1: the Start Training button"]
+
+
+def test_models_that_cannot_be_trained_are_left_alone(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    office = Office(settings(policy="saliency", train_after=3), tmp_path)
+    office.annotate(9)
+    assert office.look(999) == []
     office.inbox.put("START_TRAINING", 1, b"{}")
     assert office.look() == ["1: the Start Training button"]
 
