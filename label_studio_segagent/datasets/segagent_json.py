@@ -1,16 +1,19 @@
-"""The JSON files of the released SegAgent data (https://www.modelscope.cn/models/zzzmmz/SegAgent-Dataset): clicks and masks.
+"""The JSON files of the released SegAgent data: clicks and the masks that they made.
 
-The layout, as the program that wrote them has it (aim-uofa/SegAgent, `third_party/SimpleClick`, `evaluate_sample`):
+The layout, as the program has it that wrote them (github.com/aim-uofa/SegAgent, `isegm/inference/evaluation.py`; the
+data themselves, modelscope.cn/models/zzzmmz/SegAgent-Dataset, were not at hand):
 
     {"info": {…}, "data": [{
         "image_name": 581857,                   a number (RefCOCO family), or a file name, perhaps without suffix
         "height": 640, "width": 427,
         "gt_ann": {"object_id": …, "caption": ["the lady", …], "segmentation": RLE, "bbox": [x, y, w, h], "area": …},
-        "clicks_list": [{"idx": 0, "coor": [row, column], "is_positive": true, "mask": RLE, "box": …, "area": …, "iou": 0.8}]
+        "clicks_list": [{
+            "idx": 0, "coor": [row, column], "is_positive": true, "mask": RLE, "box": …, "area": …, "iou": 0.8
+        }, …]
     }, …]}
 
-`mask` and `iou` are those *after* the click, `coor` is in pixels, RLEs are COCO's compressed ones. A rollout starts from an
-empty mask; a click that did not raise the IoU is not in the list.
+`mask` and `iou` are those *after* the click, `coor` is in pixels, RLEs are COCO's compressed ones. A rollout starts
+from an empty mask; a click that did not raise the IoU is not in the list.
 """
 
 from __future__ import annotations
@@ -176,14 +179,13 @@ def _entry(trajectory: Trajectory, images: Path | None) -> dict[str, Any]:
     image = Path(trajectory.image)
     name = image.relative_to(images) if images is not None and image.is_relative_to(images) else Path(image.name)
     steps = [step for step in trajectory.steps if not step.undone]
-    clicks = []
+    clicks: list[dict[str, Any]] = []
     for step, after in zip(steps, steps[1:], strict=False):
         if isinstance(step.action, Click):
-            row, column = step.action.pixel(*target.shape)
             mask = after.mask
             clicks.append({
-                "idx": len(clicks), "coor": [row, column], "is_positive": step.action.positive, "mask": encode_mask(mask),
-                "box": _xywh(mask), "area": int(mask.sum()), "iou": iou(mask, target),
+                "idx": len(clicks), "coor": list(step.action.pixel(*target.shape)), "is_positive": step.action.positive,
+                "mask": encode_mask(mask), "box": _xywh(mask), "area": int(mask.sum()), "iou": iou(mask, target),
             })  # fmt: skip
     return {
         "image_name": name.as_posix(),

@@ -206,7 +206,7 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append what `Trajectory.to_json` gave, like `write_trajectories`; each line is on disk before the next is made."""
+    """Append what `Trajectory.to_json` gave, as `write_trajectories` does; each line before the next is made."""
     _mend(path)
     # Backslashreplace: half a surrogate pair in a prompt cannot be UTF-8, but its escape is JSON.
     with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
