@@ -102,6 +102,13 @@ class Segmenter(ABC):
         """Answer several queries, in order. Segmenters that gain from batching override this."""
         return [self.predict(q.state, q.clicks, box=q.box, prior=q.prior) for q in queries]
 
+    def fresh(self, state: ImageState) -> ImageState:
+        """A state of the same image that has seen no clicks; the same one where clicks leave nothing in it.
+
+        For answers that must not depend on what was asked before.
+        """
+        return state
+
     def state_bytes(self, state: ImageState) -> int:
         """Bytes of memory, of CPU and GPU together, that a state holds, or may come to hold: image and features."""
         return state.image.nbytes + _tree_bytes(state.features)

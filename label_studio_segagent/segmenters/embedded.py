@@ -151,6 +151,12 @@ class EmbeddedSegmenter(Segmenter):
         return self._compose(state, view, logits, score)
 
     @override
+    def fresh(self, state: ImageState) -> ImageState:
+        """Without the zoomed views, which later clicks look at again where they fit."""
+        features = state.features
+        return ImageState(state.image, _Features(features.version, features.coarse, features.maps))
+
+    @override
     def state_bytes(self, state: ImageState) -> int:
         """The image, the coarse maps, and all the zoomed ones that clicks may add."""
         settings, features = self.settings, state.features

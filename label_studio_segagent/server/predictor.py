@@ -237,7 +237,7 @@ class Predictor:
         data = _task_data(task)
         results = context.get("result")
         regions = [r for r in read_regions(results) if r.to_name in {tag.name for tag in config.images}]
-        text = _prompt_text(config, results)
+        text = config.prompt_text(results)
         if not regions and not text:
             return self._prediction([], []), []
         new = regions[-1] if regions else None
@@ -295,24 +295,12 @@ def _task_data(task: Any) -> Mapping[str, Any]:
     return data
 
 
-def _prompt_text(config: LabelConfig, results: Any) -> str:
-    """The newest prompt text among results, or ""."""
-    for result in reversed(results if isinstance(results, list) else []):
-        if isinstance(result, dict) and result.get("type") == "textarea" and result.get("from_name") in config.prompts:
-            value = result.get("value")
-            text = value.get("text") if isinstance(value, dict) else None
-            text = " ".join(map(str, text)) if isinstance(text, list) else text
-            if isinstance(text, str) and text.strip():
-                return text.strip()
-    return ""
-
-
 def _given_prompt(config: LabelConfig, task: Mapping[str, Any]) -> str:
     """A prompt text that an annotator left in a draft or an annotation of the task, or ""."""
     for source in ("drafts", "annotations"):
         items = task.get(source)
         for item in reversed(items if isinstance(items, list) else []):
-            if isinstance(item, dict) and (text := _prompt_text(config, item.get("result"))):
+            if isinstance(item, dict) and (text := config.prompt_text(item.get("result"))):
                 return text
     return ""
 
