@@ -118,7 +118,8 @@ class Segmenter(ABC):
 
         By default its colours, coarsely; segmenters whose features say more override this.
         """
-        return cv2.resize(state.image, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() / 255
+        small = cv2.resize(state.image, (8, 8), interpolation=cv2.INTER_AREA)
+        return small.astype(np.float32).ravel() / np.float32(255)
 
     def pack(self, state: ImageState) -> Mapping[str, npt.NDArray[Any]] | None:
         """The features as named arrays, for a cache on disk; None, the default, where encoding anew is as good."""

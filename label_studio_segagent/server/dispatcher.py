@@ -57,7 +57,7 @@ def start_background(settings: Settings) -> None:
     queue = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir)
     Dispatcher(settings, Inbox(settings.data_dir / "inbox.sqlite3"), queue).start()
     if settings.worker:
-        WorkerKeeper().start()
+        WorkerKeeper(queue).start()
 
 
 class Dispatcher:

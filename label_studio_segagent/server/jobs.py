@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -23,7 +25,7 @@ from huey.storage import RedisStorage
 
 from ..errors import ApiError, ConfigError, SegAgentError
 
-__all__ = ["Job", "JobFunction", "JobQueue"]
+__all__ = ["Job", "JobFunction", "JobQueue", "worker_name"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Job:
         share: How much is done, in [0, 1].
         step: What it does now, in words.
         attempts: How often a worker took it up.
+        worker: Which one, as host:process.
         reason: Why it failed.
         passing: The failure may pass by itself (Label Studio did not answer): it is worth another try.
         result: What it found.
@@ -72,6 +75,7 @@ class Job:
     share: float = 0.0
     step: str = ""
     attempts: int = 0
+    worker: str = ""
     reason: str = ""
     passing: bool = False
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -139,12 +143,17 @@ class JobQueue:
         value = self.huey.storage.peek_data(_PREFIX + job_id)
         return _parse(value) if isinstance(value, bytes) else None
 
-    def revive(self) -> list[Job]:
-        """Put the jobs back into the queue whose workers died; returns them. After some attempts they fail."""
+    def revive(self, dead: str | None = None) -> list[Job]:
+        """Put the jobs back into the queue whose workers died; returns them. After some attempts they fail.
+
+        Args:
+            dead: A worker that is known to have died. Others count as dead after a while without a sign of life.
+        """
         now, revived = time.time(), []
         waiting = {str(task.args[0]) for task in self.huey.pending() if task.args}
         for job in self.jobs():
-            if not job.open or now - job.beat < _DEAD or (job.state == "queued" and job.id in waiting):
+            gone = now - job.beat >= _DEAD or (job.state == "running" and job.worker == dead)
+            if not job.open or not gone or (job.state == "queued" and job.id in waiting):
                 continue
             if job.attempts >= _ATTEMPTS:
                 reason = f"its worker died {job.attempts} times; the worker's log says more"
@@ -180,7 +189,9 @@ class JobQueue:
         if job is None or job.state != "queued":  # done meanwhile, or taken up by another worker
             return
         now = time.time()
-        job = replace(job, state="running", started=now, beat=now, attempts=job.attempts + 1)
+        job = replace(
+            job, state="running", started=now, beat=now, attempts=job.attempts + 1, worker=worker_name(os.getpid())
+        )
         self._put(job)
         with self._alive(job) as report:
             try:
@@ -229,6 +240,11 @@ class JobQueue:
         for job in self.jobs()[_KEPT:]:
             if not job.open:
                 self.huey.storage.delete_data(_PREFIX + job.id)
+
+
+def worker_name(process: int) -> str:
+    """How a worker of this machine is called, by its process id."""
+    return f"{socket.gethostname()}:{process}"
 
 
 def _shown(url: str) -> str:

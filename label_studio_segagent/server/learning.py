@@ -13,13 +13,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as PilImage
+
 from ..agent.agent import SegAgent
 from ..datasets.record import Record
 from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
-from ..hlmat.trajectory import Trajectory
+from ..hlmat.metrics import iou
+from ..hlmat.trajectory import Trajectory, read_trajectories
 from ..labelstudio.project import read_project
-from ..training.evaluation import LabelledImage, Measured, measure, to_trajectories
+from ..pictures import trajectory_strip
+from ..segmenters.base import Segmenter
+from ..training.evaluation import LabelledImage, Measured, match_masks, measure, to_trajectories
+from ..training.generation import generate
 from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
 from .jobs import Job
@@ -31,6 +37,7 @@ __all__ = ["learn", "split"]
 log = logging.getLogger(__name__)
 _HELD_OUT = 0.1
 _LEAST = 2
+_PICTURES = 4
 Report = Callable[[float, str], None]
 
 
@@ -113,9 +120,10 @@ class _Training:
         _same_images(work, taught, self.settings)
         base = build_agent(self.settings)
         trainer = load_trainer(self.settings.policy, base.segmenter)
+        trajectories = self._click(base.segmenter, work, taught) if trainer.clicks else to_trajectories(taught)
         fit = FitSettings(seconds=self.settings.train_seconds)
         fitted = trainer.fit(
-            to_trajectories(taught), work, fit, resume=True,
+            trajectories, work, fit, resume=True,
             progress=lambda share, step: self.report(0.05 + 0.75 * share, step),
         )  # fmt: skip
         candidate = build_agent(self.settings, fitted.model, base.segmenter, base.cache)
@@ -128,12 +136,31 @@ class _Training:
             "miou_matched": after.matched, "extra": after.extra, "objects": after.objects, "loss": fitted.loss,
             "steps": fitted.steps, "seconds": fitted.seconds, "before": now.version,
         }  # fmt: skip
+        _draw(work, candidate, held)
         start = (base.policy.version, base.segmenter.version)
         version = self.store.add(self.project, Version(candidate.version, fitted.model, start, report=result))
         if better:
             self.store.promote(self.project, version.name)
         log.info("project %d: %s", self.project, result)
         return result
+
+    def _click(self, segmenter: Segmenter, work: Path, taught: Sequence[LabelledImage]) -> list[Trajectory]:
+        """Trajectories of F_sim that draw what annotators drew, with the segmenter of the settings."""
+        records = [
+            Record(Path(item.image), item.prompt, mask, f"{item.task}/{number}", meta={"weight": item.weight})
+            for item in taught
+            for number, mask in enumerate(item.masks)
+        ]
+        made = 0
+
+        def note(count: int) -> None:
+            nonlocal made
+            made += count
+            self.report(0.05 * made / max(len(records), 1), f"clicking {len(records)} objects")
+
+        path = work / "trajectories.jsonl"
+        generate(records, segmenter, path, progress=note)
+        return list(read_trajectories(path))
 
     def _serving(self, base: SegAgent) -> SegAgent:
         """The agent that serves the project now."""
@@ -146,6 +173,17 @@ class _Training:
     def _judge(self, agent: SegAgent, held: Sequence[LabelledImage], done: float, step: str) -> Measured:
         self.report(done, step)
         return measure(agent, held, _read, lambda share: self.report(done + 0.1 * share, step))
+
+
+def _draw(work: Path, agent: SegAgent, held: Sequence[LabelledImage]) -> None:
+    """Pictures of rollouts on held-out tasks, for the status page."""
+    shown = [item for item in held if item.masks][:_PICTURES]
+    for number, item in enumerate(shown):
+        image = _read(item.image)
+        for rollout in agent.segment_all(image, item.prompt)[:1]:
+            [true], _ = match_masks([rollout.mask], [max(item.decoded(), key=lambda m: iou(m, rollout.mask))])
+            strip = trajectory_strip(image, rollout, true)
+            PilImage.fromarray(strip).save(work / f"held-out-{number}.png")
 
 
 def _read(path: str) -> Image:

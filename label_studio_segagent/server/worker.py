@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from .jobs import JobFunction, JobQueue
+from .jobs import JobFunction, JobQueue, worker_name
 from .learning import learn
 from .settings import Settings
 
@@ -58,9 +58,14 @@ def _follow(parent: int) -> None:
 
 
 class WorkerKeeper:
-    """Keeps a worker process running beside this one."""
+    """Keeps a worker process running beside this one.
 
-    def __init__(self) -> None:
+    Args:
+        queue: Whose jobs it does.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,4 +86,5 @@ class WorkerKeeper:
             code = self._process.wait()
             if not self._over.is_set():
                 log.warning("the worker ended with code %s; another one starts in %g s", code, _RESTART)
+                self._queue.revive(worker_name(self._process.pid))
             self._over.wait(_RESTART)

@@ -28,17 +28,17 @@ CONFIG = """<View>
 
 
 def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two discs on noise: the yellow one is a gizmo, the blue one is not."""
+    """Four discs on noise: the yellow one is a gizmo, the larger blue ones are not."""
     rng = np.random.default_rng(number)
-    image = rng.integers(0, 90, (120, 200, 3)).astype(np.uint8)
-    mask = np.zeros((120, 200), np.uint8)
-    left = bool(number % 2)
-    for gizmo in (True, False):
-        column = int(rng.integers(35, 60)) if gizmo == left else int(rng.integers(135, 160))
-        row, radius = int(rng.integers(45, 75)), int(rng.integers(16, 30))
-        cv2.circle(image, (column, row), radius, (240, 200, 30) if gizmo else (40, 90, 240), -1)
-        if gizmo:
-            cv2.circle(mask, (column, row), radius, 1, -1)
+    image = rng.integers(0, 90, (120, 240, 3)).astype(np.uint8)
+    mask = np.zeros((120, 240), np.uint8)
+    gizmo = int(rng.integers(4))
+    for place in range(4):
+        centre = (30 + 60 * place + int(rng.integers(-3, 4)), int(rng.integers(45, 75)))
+        radius = int(rng.integers(12, 16)) if place == gizmo else int(rng.integers(18, 24))
+        cv2.circle(image, centre, radius, (240, 200, 30) if place == gizmo else (40, 90, 240), -1)
+        if place == gizmo:
+            cv2.circle(mask, centre, radius, 1, -1)
     return image, mask > 0
 
 
@@ -75,7 +75,7 @@ def annotate(label_studio: LocalLabelStudio, task: int, mask: np.ndarray) -> flo
     control, label = config.outputs("image", {})[0]
     started = time.monotonic()
     label_studio.client.call(
-        "POST", f"/api/tasks/{task}/annotations/", {"result": write_region(mask, control, label, None)}
+        "POST", f"/api/tasks/{task}/annotations/", {"result": write_region(mask, control, label, 1.0)}
     )
     return time.monotonic() - started
 
@@ -137,9 +137,8 @@ def test_a_killed_worker_loses_nothing(
     backend = label_studio.client.call("GET", "/api/ml", project=project["id"])[0]["id"]
     label_studio.client.call("POST", f"/api/ml/{backend}/train", {"use_ground_truth": False})
     wait_for(learner.url, lambda jobs: jobs[0]["state"] == "running" and jobs[0]["why"].startswith("the Start"))
-    [worker] = [
-        int(pid) for pid in children(learner.process.pid) if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(learner.process.pid)}
+    [worker] = [pid for pid, command in commands.items() if b"worker" in command]
     os.kill(worker, signal.SIGKILL)
     assert setup_version(learner, project["id"]) == before
     jobs = wait_for(learner.url, lambda jobs: jobs[0]["state"] in ("done", "failed"), 240)

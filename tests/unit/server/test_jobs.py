@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from label_studio_segagent.errors import ApiError, ConfigError, InputError
-from label_studio_segagent.server.jobs import Job, JobQueue
+from label_studio_segagent.server.jobs import Job, JobQueue, worker_name
 
 
 @pytest.fixture
@@ -84,11 +84,19 @@ JobQueue("", Path({str(tmp_path)!r})).work({{"train": work}})
     lost = queue.get(job.id)
     assert lost is not None and lost.state == "running" and lost.attempts == 1
     assert queue.revive() == []  # it may only be slow
+    assert queue.revive("elsewhere:1") == [] and lost.worker == worker_name(process.pid)
     queue._put(replace(lost, beat=lost.beat - 100))
     [revived] = queue.revive()
     assert revived.state == "queued" and queue.revive() == []
     assert queue.do_next({"train": lambda job, report: {}})
     assert [j.state for j in queue.jobs()] == ["done"] and queue.jobs()[0].attempts == 2
+
+
+def test_a_worker_known_to_be_dead_is_not_waited_for(queue: JobQueue) -> None:
+    job = queue.enqueue("train", 4, "because")
+    queue.huey.dequeue()
+    queue._put(replace(job, state="running", beat=job.created, worker="here:5"))
+    assert [j.id for j in queue.revive("here:5")] == [job.id]
 
 
 def test_a_job_that_kills_its_workers_fails_in_the_end(queue: JobQueue) -> None:

@@ -38,12 +38,9 @@ def test_superfluous_objects_count(scene: Sample) -> None:
 
 
 def test_images_become_finished_rollouts() -> None:
-    [one, two, none] = to_trajectories(
-        [
-            LabelledImage("u", "cat", (encode_mask(block(1)), encode_mask(block(2))), "7", 0.3),
-            LabelledImage("v", "cat", (), "8"),
-        ]
-    )
+    masks = (encode_mask(block(1)), encode_mask(block(2)))
+    images = [LabelledImage("u", "cat", masks, "7", 0.3), LabelledImage("v", "cat", (), "8")]
+    [one, two, none] = to_trajectories(images)
     assert one.meta == two.meta == {"task": "7", "weight": 0.3} and one.steps[-1].mask[0, 1]
     assert none.meta["absent"] and not none.steps[-1].mask.any() and none.image == "v"
     assert one.to_json() and none.to_json()
