@@ -16,6 +16,7 @@ from rich.table import Table
 from .errors import InputError, SegAgentError
 from .server.commands import jobs, models, worker
 from .training.commands import app as train_app
+from .trajectory_command import trajectories
 
 if TYPE_CHECKING:
     from .agent.agent import SegAgent
@@ -32,6 +33,7 @@ app.add_typer(train_app, name="train-embedded")
 app.add_typer(models, name="models")
 app.command()(jobs)
 app.command()(worker)
+app.command()(trajectories)
 console = Console()
 errors = Console(stderr=True)
 

@@ -59,7 +59,9 @@ def annotator_strip(image: Image, trajectory: Trajectory) -> Image:
     target, meta = trajectory.target, trajectory.meta
     start = _boxed(image, trajectory.box)
     title = f'"{trajectory.prompt}"'
-    panels = [result_panel(start, [] if target is None else [target], title, f"the true mask; {meta.get('kind', '')}")]
+    panels = [
+        result_panel(start, [] if target is None else [target], title, f"the true mask; kind: {meta.get('kind', '-')}")
+    ]
     for step in trajectory.steps:
         rating = "IoU not known" if step.true_iou is None else f"IoU {step.true_iou:.2f}"
         panels.append(_step_panel(image, step, len(panels), rating, str(meta.get("stopped", ""))))

@@ -145,9 +145,9 @@ def make_trajectory(
 
     Returns:
         The states with the clicks made in them, and at last the state that nothing was done in. Its action is Finish
-        where more clicks did not help or were not needed, and None where there were no more clicks to make (T) or where
-        there is no mask at all: nobody should learn to finish there. The meta says why it `stopped` ("good enough",
-        "no gain", "clicks" or "no error": none that could be clicked), and has the `target`.
+        where no click was needed, or where clicks had helped and one more did not. It is None, with an empty text,
+        where no click was left (T) or none had helped at all: nobody should learn to finish there. The meta says why it
+        `stopped` ("good enough", "no gain", "clicks" or "no error": none that could be clicked), and has the `target`.
     """
     settings = settings or TrajectorySettings()
     state = segmenter.set_image(sample.image) if state is None else state
@@ -176,7 +176,8 @@ def make_trajectory(
         trajectory.steps.append(_step(mask, action, now))
         clicks.append(action)
         mask, prior, now = answer.mask, answer.logits, then
-    trajectory.steps.append(_step(mask, None if stopped == "clicks" or not mask.any() else Finish(), now))
+    unfinished = stopped == "clicks" or (stopped == "no gain" and not clicks) or not mask.any()
+    trajectory.steps.append(_step(mask, None if unfinished else Finish(), now))
     trajectory.meta["stopped"] = stopped
     return trajectory
 
