@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .training.commands import app as train_app
+from .training.tuning_commands import app as tuning_app
 
 if TYPE_CHECKING:
     from .agent.agent import SegAgent
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Segments like a human annotator: clicks on a segmentation tool, one by one, in Label Studio or on files.",
 )
 app.add_typer(train_app, name="train-embedded")
+app.add_typer(tuning_app)
 console = Console()
 errors = Console(stderr=True)
 
