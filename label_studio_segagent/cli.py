@@ -16,6 +16,7 @@ from rich.table import Table
 from .errors import InputError, SegAgentError
 from .server.commands import jobs, models, worker
 from .training.commands import app as train_app
+from .training.tuning_commands import app as tuning_app
 from .trajectory_command import trajectories
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app.add_typer(models, name="models")
 app.command()(jobs)
 app.command()(worker)
 app.command()(trajectories)
+app.add_typer(tuning_app)
 console = Console()
 errors = Console(stderr=True)
 
