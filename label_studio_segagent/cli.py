@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
-from .server.commands import jobs, models, worker
+from .server.commands import jobs, models, rank, worker
 from .training.commands import app as train_app
 from .training.tuning_commands import app as tuning_app
 from .trajectory_command import trajectories
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(train_app, name="train-embedded")
 app.add_typer(models, name="models")
 app.command()(jobs)
+app.command()(rank)
 app.command()(worker)
 app.command()(trajectories)
 app.add_typer(tuning_app)

@@ -1,4 +1,4 @@
-"""`segagent worker`, `segagent jobs` and `segagent models`: background work, and the model versions that it makes."""
+"""`segagent worker`, `jobs`, `models`, `rank`: background work, the versions that it makes, what to label next."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import SegAgentError
@@ -18,7 +19,7 @@ from ..errors import SegAgentError
 if TYPE_CHECKING:
     from ..training.versions import VersionStore
 
-__all__ = ["jobs", "models", "worker"]
+__all__ = ["jobs", "models", "rank", "worker"]
 
 console = Console()
 models = typer.Typer(
@@ -80,6 +81,47 @@ def jobs(
         moment = _ago(job.finished or job.started or job.created)
         table.add_row(f"{job.kind} {job.id}", str(job.project), escape(job.why), job.state, moment, escape(what))
     console.print(table if found else "No jobs yet.")
+
+
+def rank(
+    project: ProjectOption,
+    sampling: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty-sampling", help="Also let Label Studio hand out tasks in this order (changes the project)."
+        ),
+    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Take the column label_next away instead.")] = False,
+) -> None:
+    """Find the tasks that are worth labelling next: the agent is unsure about them, and they are unlike the others.
+
+    Writes predictions whose score is the order, the column [b]label_next[/] and the Data Manager tab
+    [b]Label next[/]. Run it again after a training.
+    """
+    from .ranking import clear_ranking
+    from .ranking import rank as find_order
+    from .settings import load_settings
+
+    try:
+        settings = load_settings()
+        if clear:
+            console.print(f"Cleared {clear_ranking(settings, project)} tasks.")
+            return
+        with Progress(*Progress.get_default_columns(), console=console) as bar:
+            line = bar.add_task("", total=1.0)
+            done = find_order(
+                settings, project, lambda share, step: bar.update(line, completed=share, description=step), sampling
+            )
+    except (SegAgentError, OSError) as error:
+        _fail(error)
+    table = Table("label next", "task", "uncertainty")
+    for place, (task, unsure) in enumerate(zip(done.order[:10], done.unsure, strict=False)):
+        table.add_row(str(place + 1), str(task), f"{unsure:.2f}")
+    console.print(table)
+    for task, reason in done.failures:
+        console.print(f"[yellow]task {task}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
+    url = f"{settings.label_studio_url.rstrip('/')}/projects/{project}/data?tab={done.view}"
+    console.print(f"{len(done.order)} tasks in order: {url}", highlight=False, soft_wrap=True)
 
 
 @models.command("list")

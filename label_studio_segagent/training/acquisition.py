@@ -47,6 +47,8 @@ def labelling_order(
         known: (m, d), those of annotated images.
     """
     count = len(unsure)
+    if not count:
+        return []
     both = np.concatenate([features, known]) if known is not None and len(known) else np.asarray(features)
     both = np.asarray(both, np.float64)
     both = (both - both.mean(0)) / (both.std(0) + 1e-6)
@@ -55,7 +57,7 @@ def labelling_order(
     distance = np.full(count, np.inf)
     for row in rest:
         distance = np.minimum(distance, np.linalg.norm(rows - row, axis=1))
-    far = float(np.linalg.norm(rows.max(0) - rows.min(0))) + 1e-9 if count else 1.0
+    far = float(np.linalg.norm(rows.max(0) - rows.min(0))) + 1e-9
     order: list[int] = []
     left = np.ones(count, bool)
     for _ in range(count):
