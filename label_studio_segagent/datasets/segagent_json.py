@@ -133,7 +133,10 @@ def _mask(rle: Any, record: Record) -> Mask:
     size = rle.get("size") if isinstance(rle, dict) else None
     if not isinstance(size, list) or tuple(size) != record.size:  # before a mask of any size is made
         raise InputError(f"a mask of object {record.id} is {str(size)[:40]}, its image {record.size}")
-    return decode_mask(rle)
+    try:
+        return decode_mask(rle)
+    except InputError as error:
+        raise InputError(f"a mask of object {record.id} cannot be read: {error}") from error
 
 
 def _click(click: Any, record: Record, size: Sequence[int]) -> Click:
