@@ -45,7 +45,7 @@ class Combination:
             return np.zeros(0)
         raw = expand(np.stack([e.row() for e in evidence])) @ np.array(self.weights)
         xs, ys = np.array(self.knots).T
-        return np.interp(raw, xs, ys)
+        return np.asarray(np.interp(raw, xs, ys), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Calibration:
         if not self.knots:
             return np.clip(values, 0, 1)
         xs, ys = np.array(self.knots).T
-        return np.interp(values, xs, ys)
+        return np.asarray(np.interp(values, xs, ys), np.float64)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

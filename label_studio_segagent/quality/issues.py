@@ -30,6 +30,8 @@ NAMES: Mapping[str, tuple[float, str]] = {
 """The issues: from which confidence each is reported by default, and what it means."""
 _SPECK = 0.02
 """A part of a region is a speck when it has less than this share of its pixels."""
+_ELSEWHERE = 0.25
+"""A region with less of it in any target's box is not where an object of its label is."""
 _APART = 0.2
 """Targets whose boxes overlap less (IoU) are different objects."""
 
@@ -153,35 +155,54 @@ def _duplicates(subjects: Sequence[Subject]) -> Iterator[Issue]:
 def _about(subject: Subject, targets: Mapping[str, Sequence[Target]]) -> Iterator[Issue]:
     """The issues of one region by itself."""
     judged, label, box = subject.judged, subject.judged.prompt, _box(subject)
-    mask, refined, evidence = judged.mask, judged.refined, judged.evidence
-    area, drawn = int(np.count_nonzero(mask)), int(np.count_nonzero(refined))
-    both = int(np.count_nonzero(mask & refined))
-    alone = (subject.id,)
+    evidence, alone = judged.evidence, (subject.id,)
     doubt = 1.0 - max(evidence.rating, subject.score)
     other, fit = _better_label(box, label, evidence.located * evidence.certainty, targets)
     if other and fit > 0:
         yield Issue("wrong_label", min(1.0, doubt * (0.5 + fit)), box, label, alone, f"looks like {other!r}")
-    elif evidence.located < 0.2:
+    elif _share_located(judged.mask, targets.get(label, ())) < _ELSEWHERE:
         yield Issue("extra_region", doubt, box, label, alone, f"no {label!r} was found here")
-    inside = _inside(box, mask, targets.get(label, ()))
+        return  # its outline is of no interest
+    inside = _inside(box, judged.mask, targets.get(label, ()))
     if len(inside) > 1:
         weakest = min(t.score for t in inside) / max(t.score for t in inside)
         confidence = min(1.0, doubt + 0.3) * min(1.0, weakest + 0.2)
         note = f"{len(inside)} objects seem to be in it"
         yield Issue("merged_objects", confidence, box, label, alone, note)
+    yield from _outline(subject)
+    yield from _specks(subject, int(np.count_nonzero(judged.mask)))
+
+
+def _outline(subject: Subject) -> Iterator[Issue]:
+    """How the region differs from what the agent made of it."""
+    judged, label, alone = subject.judged, subject.judged.prompt, (subject.id,)
+    mask, refined, evidence = judged.mask, judged.refined, judged.evidence
     gain = max(0.0, judged.refined_rating - evidence.rating)
-    if drawn and both / max(area, 1) > 0.85 and (drawn - both) / drawn > 0.15:
-        confidence = min(1.0, (drawn - both) / drawn + gain)
-        missing = _largest(refined & ~mask) or box
+    drawn, lacking = int(np.count_nonzero(refined)), int(np.count_nonzero(refined & ~mask))
+    if drawn and lacking / drawn > 0.15 and gain > 0:
+        missing = _largest(refined & ~mask) or _box(subject)
+        confidence = min(1.0, lacking / drawn + gain)
         yield Issue("incomplete", confidence, missing, label, alone, "the agent would add this part")
-    elif drawn and evidence.agreement > 0.5:
-        confidence = min(1.0, (1 - evidence.boundary) * min(1.0, 0.3 + gain + (1 - subject.score)))
-        error = _largest(mask ^ refined)
-        if error is not None:
-            yield Issue(
-                "bad_boundary", confidence, error, label, alone, "the outline differs most from the agent's here"
-            )
-    yield from _specks(subject, area)
+        return
+    error = _largest(mask ^ refined) or _box(subject)
+    confidence = min(1.0, (1 - evidence.boundary) * min(1.0, 0.3 + gain + (1 - subject.score)))
+    # A region that is expected to be bad gets a reason, even where the agent has nothing better to offer.
+    confidence = max(confidence, 1 - subject.score - 0.1)
+    yield Issue("bad_boundary", confidence, error, label, alone, "the outline differs most from the agent's here")
+
+
+def _share_located(mask: Mask, targets: Sequence[Target]) -> float:
+    """The largest share of a region that is in one target's box; 1 for one that a target's point is in."""
+    most, area = 0.0, int(np.count_nonzero(mask))
+    for target in targets:
+        if target.box is None:
+            assert target.point is not None
+            row, column = (min(max(round(v), 0), n - 1) for v, n in zip(target.point[::-1], mask.shape, strict=True))
+            most = max(most, float(mask[row, column]))
+            continue
+        x0, y0, x1, y1 = (max(round(v), 0) for v in target.box)
+        most = max(most, int(np.count_nonzero(mask[y0:y1, x0:x1])) / area)
+    return most
 
 
 def _better_label(box: Box, label: str, own: float, targets: Mapping[str, Sequence[Target]]) -> tuple[str, float]:
