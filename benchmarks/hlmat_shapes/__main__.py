@@ -3,9 +3,9 @@
 python -m benchmarks.hlmat_shapes --out runs/shapes                  # everything; an interrupted run goes on
 python -m benchmarks.hlmat_shapes --out runs/shapes --checkpoint benchmarks/hlmat_shapes/weights   # measure only
 
-Stages: the base model (from scratch: see, rate, point), supervised fine-tuning on F_sim's trajectories, StaR+ rounds, and
-as a control fine-tuning on the same trajectories for as many steps as a round of StaR+ makes. Then the tables, on scenes
-that no stage has seen.
+Stages: the base model (from scratch: see, rate, point), supervised fine-tuning on F_sim's trajectories, StaR+ rounds,
+and as a control fine-tuning on the same trajectories for as many steps as a round of StaR+ makes. Then the tables, on
+scenes that no stage has seen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main() -> None:
     arguments = _arguments()
     os.environ["SEGAGENT_PRESET"] = "segagent"
     torch.set_num_threads(arguments.threads)
-    console, out, began = Console(), arguments.out, time.monotonic()
+    console, out, began = Console(width=140), arguments.out, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     samples, held_out = make_samples(arguments.scenes, TRAIN), make_samples(60, VAL)
     test, segmenter, annotator = make_samples(arguments.test, TEST), WandSegmenter(), GridAnnotator()
@@ -84,9 +85,7 @@ def main() -> None:
         measured(name, _load(one.model), search=3)
     draw(out / "rollouts.png", [_load(rounds[0].model), _load(rounds[-1].model)], test[:6])
     if arguments.control:
-        longer = MllmSettings(
-            seconds=fit.seconds * 2, epochs=2 * fit.epochs, rate=5e-4, full=True, at_once=16, patience=99
-        )
+        longer = replace(fit, epochs=2 * fit.epochs)
         original = annotate(samples, segmenter, annotator, settings)
         done = trainer.fit(original, out / "longer", longer, images=image_reader(samples), resume=True)
         measured("SFT, twice as long", _load(done.model), search=3)

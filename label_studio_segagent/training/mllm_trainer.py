@@ -87,7 +87,8 @@ class MllmTrainer(Trainer):
         lessons, exam = lessons_of(learned), lessons_of(kept)
         if not lessons:
             raise InputError("there is nothing to learn from: no trajectory has a step with an action")
-        last = get_last_checkpoint(str(out)) if out.is_dir() else None
+        find: Any = get_last_checkpoint
+        last = find(str(out)) if out.is_dir() else None
         if last and not resume:
             raise InputError(f"{out} holds a run already; resume it, or name another folder")
         arguments = _arguments(out, chosen, len(lessons), bool(exam))
@@ -123,7 +124,7 @@ class MllmTrainer(Trainer):
         return Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
 
 
-class _Trainer(transformers.Trainer):  # type: ignore[misc]
+class _Trainer(transformers.Trainer):
     """Counts the tokens of answers alone, each by the weight of its trajectory."""
 
     def __init__(self, **options: Any) -> None:
@@ -164,7 +165,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         if hasattr(self.model, "peft_config"):
             super()._load_best_model()
-        else:
+        elif self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
@@ -205,6 +206,9 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
     steps = math.ceil(lessons / (at_once * accumulated * world) * settings.epochs)
     every = max(1, math.ceil(steps / _LOOKS))
     cuda = torch.cuda.is_available()
+    memory: dict[str, Any] = {}
+    if cuda:
+        memory = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     rate = settings.rate if settings.rate is not None else (3e-4 if settings.full else 1e-4)
     return transformers.TrainingArguments(
         output_dir=str(out),
@@ -233,7 +237,7 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
         disable_tqdm=True,
         report_to=[],
         seed=settings.seed,
-        **({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if cuda else {}),
+        **memory,
     )
 
 

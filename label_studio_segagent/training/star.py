@@ -192,7 +192,7 @@ def _advance(
     tally: Tally,
 ) -> None:
     """One step of every walk."""
-    left = list(walks)
+    left, finishing = list(walks), dict[int, str]()
     corrections = {
         id(walk): annotator.next_action(walk.mask, walk.sample.mask, walk.clicks, walk.sample.void) for walk in walks
     }
@@ -206,24 +206,22 @@ def _advance(
             if walk.after(answer) > walk.iou + min_gain and not isinstance(corrections[id(walk)], Finish):
                 walk.take(_click(decision.action), answer, decision.text)
                 kept.add(id(walk))
-        for walk, decision in zip(walks, decisions, strict=True):
-            if isinstance(decision.action, Finish) and isinstance(corrections[id(walk)], Finish):
-                walk.finish(decision.text)
-                kept.add(id(walk))
-            tally.unreadable += decision.action is None
         left = [walk for walk in walks if id(walk) not in kept]
+        finishing = {id(w): d.text for w, d in zip(walks, decisions, strict=True) if isinstance(d.action, Finish)}
         tally.kept += len(kept)
-        tally.replaced += len(left)
+        tally.unreadable += sum(decision.action is None for decision in decisions)
     clicking = [walk for walk in left if isinstance(corrections[id(walk)], Click)]
     answers = segmenter.predict_batch([walk.query(_click(corrections[id(walk)])) for walk in clicking])
-    for walk, answer in zip(clicking, answers, strict=True):
-        if walk.after(answer) > walk.iou + min_gain:
-            walk.take(_click(corrections[id(walk)]), answer)
-        else:
-            walk.finish()
+    useful = {id(w): a for w, a in zip(clicking, answers, strict=True) if w.after(a) > w.iou + min_gain}
     for walk in left:
-        if isinstance(corrections[id(walk)], Finish):
-            walk.finish()
+        if id(walk) in useful:
+            walk.take(_click(corrections[id(walk)]), useful[id(walk)])
+        else:
+            walk.finish(finishing.get(id(walk), ""))
+        if policy is not None:
+            agreed = walk.done and id(walk) in finishing
+            tally.kept += agreed
+            tally.replaced += not agreed
 
 
 def _click(action: Action | None) -> Click:

@@ -15,7 +15,6 @@ from benchmarks.hlmat_shapes.model import make_model, make_processor
 from benchmarks.hlmat_shapes.scenes import COLOURS, KINDS, RELATIONS, SIDE, Scene, expressions, make_samples, make_scene
 from benchmarks.hlmat_shapes.wand import WandSegmenter
 from label_studio_segagent.hlmat.actions import Click
-from label_studio_segagent.hlmat.metrics import iou
 
 SEEDS = st.integers(0, 10_000)
 
