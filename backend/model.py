@@ -13,8 +13,8 @@ from typing import Any
 from flask import has_request_context, request
 from label_studio_ml import model as sdk
 
-from label_studio_segagent.server.app import build_predictor
 from label_studio_segagent.server.inbox import Inbox
+from label_studio_segagent.server.models import build_predictor
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import load_settings
 

@@ -13,8 +13,9 @@ from .agent.rollout import Rollout
 from .hlmat.actions import Click
 from .hlmat.arrays import Box, Image, Mask
 from .hlmat.overlay import draw_clicks, overlay
+from .hlmat.trajectory import Step, Trajectory
 
-__all__ = ["result_panel", "sheet", "trajectory_strip"]
+__all__ = ["annotator_strip", "result_panel", "sheet", "trajectory_strip"]
 
 _HEIGHT = 260
 _WIDEST = 1040
@@ -37,23 +38,44 @@ def trajectory_strip(image: Image, rollout: Rollout, true_iou: float | None = No
     prompt = rollout.trajectory.prompt
     box = rollout.trajectory.box
     panels = [_panel(_boxed(image, box), f'"{prompt}"', "start" if box is None else "start: a box around the object")]
-    number = 0
     for step in rollout.trajectory.steps:
         rating = "not rated" if step.predicted_iou is None else f"predicted IoU {step.predicted_iou:.2f}"
-        picture = overlay(image, step.mask)
-        if isinstance(step.action, Click):
-            number += 1
-            sign = "+" if step.action.positive else "-"
-            undone = ", undone" if step.undone else ""
-            picture = draw_clicks(picture, [step.action], first=number)
-            panels.append(
-                _panel(picture, rating, f"click {number}: {sign} ({step.action.x:g}, {step.action.y:g}){undone}")
-            )
-        else:
-            panels.append(_panel(picture, rating, f"stop: {rollout.stopped}"))
+        panels.append(_step_panel(image, step, len(panels), rating, rollout.stopped))
     truth = "" if true_iou is None else f", true {true_iou:.2f}"
     panels.append(result_panel(image, [rollout.mask], "result", f"predicted IoU {rollout.predicted_iou:.2f}{truth}"))
     return sheet(panels)
+
+
+def annotator_strip(image: Image, trajectory: Trajectory) -> Image:
+    """A trajectory of the simulated annotator as a row of pictures: the target, then each mask with its click.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        trajectory: With the true mask as `target`, and `kind` and `stopped` in its meta.
+
+    Returns:
+        RGB uint8.
+    """
+    target, meta = trajectory.target, trajectory.meta
+    start = _boxed(image, trajectory.box)
+    title = f'"{trajectory.prompt}"'
+    panels = [
+        result_panel(start, [] if target is None else [target], title, f"the true mask; kind: {meta.get('kind', '-')}")
+    ]
+    for step in trajectory.steps:
+        rating = "IoU not known" if step.true_iou is None else f"IoU {step.true_iou:.2f}"
+        panels.append(_step_panel(image, step, len(panels), rating, str(meta.get("stopped", ""))))
+    return sheet(panels)
+
+
+def _step_panel(image: Image, step: Step, number: int, rating: str, stopped: str) -> Image:
+    picture = overlay(image, step.mask)
+    if not isinstance(step.action, Click):
+        return _panel(picture, rating, f"stop: {stopped}")
+    sign = "+" if step.action.positive else "-"
+    undone = ", undone" if step.undone else ""
+    picture = draw_clicks(picture, [step.action], first=number)
+    return _panel(picture, rating, f"click {number}: {sign} ({step.action.x:g}, {step.action.y:g}){undone}")
 
 
 def result_panel(image: Image, masks: Sequence[Mask], title: str, subtitle: str) -> Image:

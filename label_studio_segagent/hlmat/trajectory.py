@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from ..errors import InputError
 from .actions import Action, Click, Finish
 from .arrays import Box, Mask
 
-__all__ = ["Sample", "Step", "Trajectory", "decode_mask", "encode_mask", "read_trajectories", "write_trajectories"]
+__all__ = [
+    "Sample", "Step", "Trajectory", "decode_mask", "encode_mask", "read_trajectories", "write_lines",
+    "write_trajectories",
+]  # fmt: skip
+
+_BLOCK = 2**20
+"""Bytes read at a time from the end of a file."""
 
 
 def encode_mask(mask: Mask) -> dict[str, Any]:
@@ -71,6 +78,8 @@ class Sample:
         mask: Ground truth, bool (H, W).
         void: Pixels that do not count, bool (H, W), or None.
         id: Unique within its dataset.
+        path: Of the image file, or "".
+        meta: What else is known, as JSON: "weight" (see `training.trainer.weight_of`), ids in Label Studio.
     """
 
     image: np.ndarray[Any, np.dtype[np.uint8]]
@@ -78,6 +87,8 @@ class Sample:
     mask: Mask
     void: Mask | None = None
     id: str = ""
+    path: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,17 @@ class Trajectory:
     def clicks(self) -> list[Click]:
         """The clicks that were kept, in order."""
         return [step.action for step in self.steps if isinstance(step.action, Click) and not step.undone]
+
+    @property
+    def target(self) -> Mask | None:
+        """What the object really is, bool (H, W): the mask in the meta's "target", else the last mask, if any.
+
+        Raises:
+            InputError: The meta's "target" is not COCO's compressed RLE.
+        """
+        if "target" in self.meta:
+            return decode_mask(self.meta["target"])
+        return self.steps[-1].mask if self.steps else None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -180,11 +202,16 @@ def _action_from_json(fields: dict[str, Any] | None) -> Action | None:
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Append trajectories to a JSONL file, one line each; a last line cut short by a crash is removed first."""
+    write_lines(path, (trajectory.to_json() for trajectory in trajectories))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append what `Trajectory.to_json` gave, as `write_trajectories` does; each line before the next is made."""
     _mend(path)
     # Backslashreplace: half a surrogate pair in a prompt cannot be UTF-8, but its escape is JSON.
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        for trajectory in trajectories:
-            file.write(trajectory.to_json() + "\n")
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+        for line in lines:
+            file.write(line + "\n")
 
 
 def _mend(path: Path) -> None:
@@ -192,15 +219,21 @@ def _mend(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        last = content[content.rfind(b"\n") + 1 :]
+        end = start = file.seek(0, os.SEEK_END)
+        last = b""
+        while start > 0 and b"\n" not in last:  # only the end of the file is read, which may be gigabytes
+            start = max(0, start - _BLOCK)
+            file.seek(start)
+            last = file.read(end - start)
+        last = last[last.rfind(b"\n") + 1 :]
         if not last:
             return
         try:
             Trajectory.from_json(last.decode())
+            file.seek(end)
             file.write(b"\n")
         except (InputError, UnicodeDecodeError):
-            file.truncate(len(content) - len(last))
+            file.truncate(end - len(last))
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:

@@ -145,6 +145,21 @@ class LabelConfig:
         )
         return cls(images, controls, prompts)
 
+    def prompt_text(self, results: Any) -> str:
+        """The newest prompt that an annotator typed, among the results of an annotation or a draft; or ""."""
+        for result in reversed(results if isinstance(results, list) else []):
+            if (
+                isinstance(result, dict)
+                and result.get("type") == "textarea"
+                and result.get("from_name") in self.prompts
+            ):
+                value = result.get("value")
+                text = value.get("text") if isinstance(value, dict) else None
+                text = " ".join(map(str, text)) if isinstance(text, list) else text
+                if isinstance(text, str) and text.strip():
+                    return text.strip()
+        return ""
+
     def outputs(self, image: str, data: Mapping[str, Any]) -> list[tuple[Control, Label]]:
         """Where the masks of each label of an Image go, in the order of the config; every label once.
 

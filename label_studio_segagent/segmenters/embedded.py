@@ -151,6 +151,12 @@ class EmbeddedSegmenter(Segmenter):
         return self._compose(state, view, logits, score)
 
     @override
+    def fresh(self, state: ImageState) -> ImageState:
+        """Without the zoomed views, which later clicks look at again where they fit."""
+        features = state.features
+        return ImageState(state.image, _Features(features.version, features.coarse, features.maps))
+
+    @override
     def state_bytes(self, state: ImageState) -> int:
         """The image, the coarse maps, and all the zoomed ones that clicks may add."""
         settings, features = self.settings, state.features
@@ -158,6 +164,12 @@ class EmbeddedSegmenter(Segmenter):
         side = View.of((0, 0, settings.zoom, settings.zoom), settings.zoom).width
         zoomed = coarse * side**2 // (features.coarse.height * features.coarse.width) * (2 if settings.mirror else 1)
         return int(state.image.nbytes + coarse + settings.views * zoomed)
+
+    @override
+    def describe(self, state: ImageState) -> npt.NDArray[np.float32]:
+        """Means and maxima of the coarse view's features at stride 16."""
+        maps = self.whole_maps(state.image, state)[1][0]
+        return torch.cat([maps.mean((1, 2)), maps.amax((1, 2))]).numpy()
 
     def _encode(self, image: Image, view: View, mirror: bool = False) -> list[torch.Tensor]:
         pixels = torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float()

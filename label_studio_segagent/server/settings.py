@@ -78,6 +78,22 @@ class Settings(ModelSettings):
         description="New tasks that may wait for their images to be loaded and encoded ahead, while no prediction is "
         "running; 0 for none. None either with basic auth but without a webhook secret: anyone could ask for it.",
     )
+    train_after: int = Field(
+        10,
+        ge=0,
+        description="New, changed or deleted annotations of a project that start a training of its model; 0 leaves "
+        "that to the Start Training button.",
+    )
+    train_quiet: float = Field(30.0, ge=0, description="Seconds without a new annotation before training starts.")
+    train_seconds: float = Field(300.0, gt=0, description="Time budget of one training.")
+    worker: bool = Field(
+        True, description="Let `segagent serve` start a worker beside itself. Without one, run `segagent worker`."
+    )
+    queue_url: SecretStr = Field(
+        SecretStr(""),
+        description="Where jobs wait: redis://… when web server and workers are on several machines (they must share "
+        "SEGAGENT_DATA_DIR, too); empty for a file in SEGAGENT_DATA_DIR.",
+    )
     max_request_bytes: int = Field(256 * 2**20, ge=1024, description="Largest request; annotations ride along.")
     basic_auth_user: str = Field("", description="User name that Label Studio must give; empty for none.")
     basic_auth_password: SecretStr = Field(SecretStr(""), description="Password that Label Studio must give.")

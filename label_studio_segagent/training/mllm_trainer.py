@@ -41,6 +41,7 @@ _KEPT_BACK = 0.1
 """Share of the images whose trajectories are kept back to see when to stop."""
 _FEWEST = 10
 """Images below which none are kept back."""
+_EPOCHS = 2.0
 _LOOKS = 10
 """Evaluations in a run."""
 
@@ -203,7 +204,7 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
     world = transformers.TrainingArguments(output_dir=str(out), report_to=[]).world_size
     at_once = max(1, min(settings.at_once, settings.batch // world))
     accumulated = max(1, settings.batch // (at_once * world))
-    steps = math.ceil(lessons / (at_once * accumulated * world) * settings.epochs)
+    steps = math.ceil(lessons / (at_once * accumulated * world) * (settings.epochs or _EPOCHS))
     every = max(1, math.ceil(steps / _LOOKS))
     cuda = torch.cuda.is_available()
     memory: dict[str, Any] = {}

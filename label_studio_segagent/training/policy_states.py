@@ -6,6 +6,7 @@ corrupted mask. Running it again goes on with objects that have none yet.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.progress import track
 
-from ..hlmat.actions import Click
-from ..hlmat.annotator import SimulatedAnnotator
 from ..hlmat.arrays import Box
-from ..hlmat.metrics import iou
-from ..hlmat.trajectory import Step, Trajectory, encode_mask, read_trajectories, write_trajectories
+from ..hlmat.trajectory import Sample, Trajectory, encode_mask, read_trajectories, write_trajectories
 from ..policies.embedded import EmbeddedPolicy
 from .mask_corruption import corrupt_mask
 from .policy_data import Instance, Scene, located_box
+from .trajectories import TrajectorySettings, make_trajectory
 
 __all__ = ["StoredRollout", "make_states", "read_states"]
 
-_CLICKS = 3
-_STOP = 0.95
+_RULES = TrajectorySettings(stop_iou=0.95, least_gain=-math.inf, max_clicks=3)
+"""Clicks that make a mask worse are kept: such masks are there to be judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +85,14 @@ def _rollouts(
     scene: Scene, instances: Sequence[Instance], policy: EmbeddedPolicy, rng: np.random.Generator
 ) -> Iterator[Trajectory]:
     segmenter = policy.segmenter
-    state = segmenter.set_image(scene.image())
-    annotator = SimulatedAnnotator(stop_iou=_STOP)
+    pixels = scene.image()
+    state = segmenter.set_image(pixels)
     for instance in instances:
-        target, chance = instance.mask(), rng.random()
+        sample = Sample(pixels, instance.label, instance.mask(), path=str(scene.path), meta={"object": instance.key})
+        chance = rng.random()
         box = located_box(policy, scene, instance, rng) if chance < 0.7 else None
-        clicks: list[Click] = []
-        prior: npt.NDArray[np.bool_] | npt.NDArray[np.float32] | None = None
-        mask = np.zeros_like(target)
+        start = None
         if chance > 0.85:
             others = [i.mask() for i in scene.instances if i is not instance]
-            mask = prior = corrupt_mask(target, others[:4], rng)
-        if box is not None:
-            answer = segmenter.predict(state, (), box=box)
-            mask, prior = answer.mask, answer.logits
-        trajectory = Trajectory(instance.label, str(scene.path), box, meta={"object": instance.key})
-        for _ in range(_CLICKS + 1):
-            action = annotator.next_action(mask, target, clicks)
-            trajectory.steps.append(Step(mask, action, true_iou=iou(mask, target)))
-            if not isinstance(action, Click) or len(clicks) == _CLICKS:
-                break
-            clicks.append(action)
-            answer = segmenter.predict(state, clicks, box=box, prior=prior)
-            mask, prior = answer.mask, answer.logits
-        yield trajectory
+            start = corrupt_mask(sample.mask, others[:4], rng)
+        yield make_trajectory(sample, segmenter, _RULES, start=start, box=box, state=state)

@@ -30,7 +30,9 @@ PolicyArgument = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder for the result, checkpoints and curves.")]
 MinutesOption = Annotated[float, typer.Option(help="Time budget of a training.", min=0)]
-EpochsOption = Annotated[float, typer.Option(help="Passes over the trajectories, at most.", min=0)]
+EpochsOption = Annotated[
+    float | None, typer.Option(help="Passes over the trajectories, at most; by default what suits the kind of model.")
+]
 RateOption = Annotated[float | None, typer.Option(help="Learning rate; by default the one for the kind of model.")]
 FullOption = Annotated[bool, typer.Option("--full", help="Train all weights of a language model, not a LoRA adapter.")]
 VisionOption = Annotated[bool, typer.Option("--vision", help="Train a language model's image encoder, too.")]
@@ -44,7 +46,7 @@ def train(
     trajectories: Annotated[list[Path], typer.Option(help="JSONL file of trajectories; may be given several times.")],
     out: OutOption,
     minutes: MinutesOption = 60.0,
-    epochs: EpochsOption = 2.0,
+    epochs: EpochsOption = None,
     rate: RateOption = None,
     full: FullOption = False,
     vision: VisionOption = False,
@@ -85,7 +87,7 @@ def star(
     clicks: Annotated[int, typer.Option(help="Clicks of a rollout.", min=1)] = 7,
     limit: Annotated[int, typer.Option(help="Objects to learn on, at most; a tenth of that is measured on.")] = 1000,
     minutes: MinutesOption = 60.0,
-    epochs: EpochsOption = 2.0,
+    epochs: EpochsOption = None,
     rate: RateOption = None,
     full: FullOption = False,
     vision: VisionOption = False,
@@ -141,7 +143,14 @@ def rounds_table(rounds: list[Round]) -> Table:
 
 
 def _settings(
-    policy: str, minutes: float, epochs: float, rate: float | None, seed: int, full: bool, vision: bool, batch: int
+    policy: str,
+    minutes: float,
+    epochs: float | None,
+    rate: float | None,
+    seed: int,
+    full: bool,
+    vision: bool,
+    batch: int,
 ) -> FitSettings:
     from .trainer import FitSettings
 
