@@ -127,8 +127,8 @@ class _Walk:
     def trajectory(self, source: str) -> Trajectory:
         """The steps so far, with the last mask."""
         steps = self.steps if self.done else [*self.steps, Step(self.mask, None, true_iou=self.iou)]
-        meta = {"source": source, "sample": self.sample.id}
-        return Trajectory(self.sample.prompt, self.sample.id, steps=steps, meta=meta)
+        meta = {**self.sample.meta, "source": source, "object": self.sample.id}
+        return Trajectory(self.sample.prompt, _image_name(self.sample), steps=steps, meta=meta)
 
 
 def annotate(
@@ -224,6 +224,11 @@ def _advance(
             tally.replaced += not agreed
 
 
+def _image_name(sample: Sample) -> str:
+    """What `Trajectory.image` says: the file where there is one, so that others can use the trajectories."""
+    return sample.path or sample.id
+
+
 def _click(action: Action | None) -> Click:
     assert isinstance(action, Click)
     return action
@@ -261,7 +266,7 @@ def star(
         annotator: F_sim; the default one by default.
         original: The original trajectories; by default those that the annotator makes of `samples`.
         held_out: To measure on, never learned from.
-        images: Gives the image of a trajectory; by default those of `samples` are found by id, others by file name.
+        images: Gives the image of a trajectory; by default that of the sample it was made of, or the file it names.
         progress: Told what happens.
 
     Returns:
@@ -332,14 +337,15 @@ def _round(
 
 
 def image_reader(samples: Sequence[Sample]) -> ImageReader:
-    """Finds the images of trajectories among samples, by the id in `Trajectory.image`; else opens that file.
+    """Finds the images of trajectories among samples; others are opened by the name of the file.
 
     Raises:
         InputError: Ids repeat.
     """
-    known = {sample.id: sample.image for sample in samples}
-    if len(known) < len(samples):
-        raise InputError(f"{len(samples)} samples have {len(known)} different ids; each needs one of its own")
+    ids = {sample.id for sample in samples}
+    if len(ids) < len(samples):
+        raise InputError(f"{len(samples)} samples have {len(ids)} different ids; each needs one of its own")
+    known = {_image_name(sample): sample.image for sample in samples}
     return lambda trajectory: known[trajectory.image] if trajectory.image in known else open_image(trajectory)
 
 

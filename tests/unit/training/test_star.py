@@ -168,7 +168,7 @@ def test_samples_in_lockstep_do_not_mix() -> None:
     assert tally.replaced >= 24 and tally.kept > 24 and tally.trajectories == 24
     for trajectory, one in zip(together, samples, strict=True):
         ious = [step.true_iou for step in trajectory.steps]
-        assert ious == sorted(ious) and trajectory.meta["sample"] == one.id, "every step gains"
+        assert ious == sorted(ious) and trajectory.meta["object"] == one.id, "every step gains"
 
 
 class Recorder(Trainer):
@@ -270,7 +270,23 @@ def test_star_and_train_from_the_command_line(
 ) -> None:
     """A language model with random weights, GrabCut, one round; then supervised training on what it left behind."""
     monkeypatch.setenv("COLUMNS", "200")
-    options = ["--segmenter", "grabcut", "--rounds", "1", "--clicks", "2", "--epochs", "1", "--full", "--limit", "12"]
+    options = [
+        "--split",
+        "train",
+        "--held-out",
+        "val",
+        "--segmenter",
+        "grabcut",
+        "--rounds",
+        "1",
+        "--clicks",
+        "2",
+        "--epochs",
+        "1",
+        "--full",
+        "--limit",
+        "12",
+    ]
     command = ["star", f"hf:{model}", "--data", str(coco), "--out", str(tmp_path / "star"), *options]
     result = runner.invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -280,23 +296,27 @@ def test_star_and_train_from_the_command_line(
     assert f"SEGAGENT_POLICY={rounds[1]['model']}" in result.output and "actions kept" in result.output
     assert load_policy(rounds[1]["model"])
     file = tmp_path / "star" / "round-1" / "trajectories.jsonl"
-    bad = runner.invoke(app, ["train", f"hf:{model}", "--trajectories", str(file), "--out", str(tmp_path / "t")])
-    assert bad.exit_code == 1 and "cannot read the image '" in bad.output, "these name samples, not files"
+    command = ["train", f"hf:{model}", "--trajectories", str(file), "--epochs", "1", "--out", str(tmp_path / "lora")]
+    trained = runner.invoke(app, command)
+    assert trained.exit_code == 0, trained.output
+    assert f"SEGAGENT_POLICY=hf:{model}+{tmp_path / 'lora' / 'adapter'}" in trained.output
+    again = runner.invoke(app, command)
+    assert again.exit_code == 1 and "holds a run already" in again.output
 
 
 def test_star_without_data(tmp_path: Path, clean_environment: None) -> None:
     result = runner.invoke(app, ["star", "hf:x", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1 and "train.json" in result.output
+    assert result.exit_code == 1 and "is no data set that is known" in result.output
 
 
 def test_a_language_model_improves(model: Path, tmp_path: Path) -> None:
     """All bars lie at the same place, so that a few seconds suffice."""
-    samples = [sample(seed) for seed in range(12)]
+    samples = [sample(seed) for seed in range(8)]
     fit = MllmSettings(epochs=14, batch=4, full=True, rate=2e-3)
     rounds = star(
-        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:10], tmp_path / "star", StarSettings(1, fit=fit),
-        held_out=samples[10:],
+        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:6], tmp_path / "star", StarSettings(1, fit=fit),
+        held_out=samples[6:],
     )  # fmt: skip
     first, second = (one.miou or 0.0 for one in rounds)
     assert second > 0.75 and second >= first, rounds
-    assert rounds[1].tally.kept and rounds[1].tally.trajectories == 10
+    assert rounds[1].tally.kept and rounds[1].tally.trajectories == 6
