@@ -234,7 +234,7 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=False,  # the processor's tensors are on the device already
         disable_tqdm=True,
         report_to=[],
         seed=settings.seed,

@@ -114,7 +114,7 @@ def star(
         original = None if not trajectories else [t for file in trajectories for t in read_trajectories(file)]
         settings = StarSettings(rounds, clicks, fit=_settings(policy, minutes, epochs, rate, seed, full, vision, batch))
         done = improve(
-            load_trainer(policy), lambda name: load_policy(name, tool), tool, samples, out, settings,
+            load_trainer(policy, tool), lambda name: load_policy(name, tool), tool, samples, out, settings,
             original=original, held_out=exam, progress=tell,
         )  # fmt: skip
         console.print(rounds_table(done))
