@@ -10,6 +10,7 @@ trained.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ _KEPT_BACK = 0.1
 _FEWEST = 10
 """Images below which none are kept back."""
 _EPOCHS = 2.0
+_DONE = "fitted.json"
 _LOOKS = 10
 """Evaluations in a run."""
 
@@ -92,6 +94,8 @@ class MllmTrainer(Trainer):
         last = find(str(out)) if out.is_dir() else None
         if last and not resume:
             raise InputError(f"{out} holds a run already; resume it, or name another folder")
+        if last and (fitted := _finished(out, chosen)):
+            return fitted
         arguments = _arguments(out, chosen, len(lessons), bool(exam))
         name, adapter = _parts(self.start)
         policy = load_hf(name)
@@ -122,7 +126,10 @@ class MllmTrainer(Trainer):
             report.draw()
         trainer.accelerator.wait_for_everyone()
         found = f"hf:{folder}" if chosen.full else f"hf:{name}+{folder}"
-        return Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
+        fitted = Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
+        if trainer.is_world_process_zero():
+            (out / _DONE).write_text(json.dumps({"settings": asdict(chosen), "fitted": asdict(fitted)}, indent=1))
+        return fitted
 
 
 class _Trainer(transformers.Trainer):
@@ -168,6 +175,15 @@ class _Trainer(transformers.Trainer):
             super()._load_best_model()
         elif self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _finished(out: Path, settings: MllmSettings) -> Fitted | None:
+    """What a run with these settings came to, if it has ended: transformers would add a step to it."""
+    try:
+        done = json.loads((out / _DONE).read_text())
+        return Fitted(**done["fitted"]) if done["settings"] == asdict(settings) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _check_packages() -> None:

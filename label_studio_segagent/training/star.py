@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Sample, Step, Trajectory, read_trajectories, write_trajectories
 from ..policies.base import Observation, Policy
 from ..segmenters.base import ImageState, Query, Segmentation, Segmenter
+from ..segmenters.cache import EmbeddingCache
 from .trainer import FitSettings, ImageReader, Progress, Trainer, open_image
 
 __all__ = ["Round", "StarSettings", "Tally", "annotate", "attempt", "image_reader", "measure", "star"]
@@ -113,7 +114,7 @@ class _Walk:
         return Query(self.state, (*self.clicks, click), prior=self.logits)
 
     def after(self, answer: Segmentation) -> float:
-        return iou(answer.mask, self.sample.mask, self.sample.void)
+        return _iou(answer.mask, self.sample)
 
     def take(self, click: Click, answer: Segmentation, text: str = "") -> None:
         self.steps.append(Step(self.mask, click, true_iou=self.iou, text=text))
@@ -163,24 +164,24 @@ def attempt(
     Returns:
         One trajectory a sample, in order, and what became of the policy's actions.
     """
-    settings, tally = settings or StarSettings(), Tally()
-    done: list[_Walk] = []
-    waiting: Iterator[Sample] = iter(samples)
-    walks: list[_Walk] = []
+    settings, tally, cache = settings or StarSettings(), Tally(), EmbeddingCache()
+    source = "F_sim" if policy is None else "StaR+"
+    waiting = enumerate(samples)
+    made: dict[int, Trajectory] = {}
+    walks: dict[int, _Walk] = {}
     while True:
-        for sample in islice(waiting, _AT_ONCE - len(walks)):
-            mask = np.zeros(sample.mask.shape, bool)
-            walk = _Walk(sample, segmenter.set_image(sample.image), mask, iou(mask, sample.mask, sample.void))
-            walks.append(walk)
-            done.append(walk)
+        for number, sample in islice(waiting, _AT_ONCE - len(walks)):
+            empty = np.zeros(sample.mask.shape, bool)
+            walks[number] = _Walk(sample, cache.encode(segmenter, sample.image), empty, _iou(empty, sample))
         if not walks:
             break
-        _advance(policy, walks, segmenter, annotator, settings.min_gain, tally)
-        walks = [walk for walk in walks if not walk.done and len(walk.clicks) < settings.max_clicks]
+        _advance(policy, list(walks.values()), segmenter, annotator, settings.min_gain, tally)
+        over = [n for n, walk in walks.items() if walk.done or len(walk.clicks) >= settings.max_clicks]
+        made |= {number: walks.pop(number).trajectory(source) for number in over}
         if progress:
-            progress((len(done) - len(walks)) / max(len(samples), 1), "rollouts")
-    tally.trajectories = len(done)
-    return [walk.trajectory("F_sim" if policy is None else "StaR+") for walk in done], tally
+            progress(len(made) / max(len(samples), 1), "rollouts")
+    tally.trajectories = len(made)
+    return [made[number] for number in sorted(made)], tally
 
 
 def _advance(
@@ -229,6 +230,10 @@ def _image_name(sample: Sample) -> str:
     return sample.path or sample.id
 
 
+def _iou(mask: Mask, sample: Sample) -> float:
+    return iou(mask, sample.mask, sample.void)
+
+
 def _click(action: Action | None) -> Click:
     assert isinstance(action, Click)
     return action
@@ -237,7 +242,7 @@ def _click(action: Action | None) -> Click:
 def measure(policy: Policy, segmenter: Segmenter, samples: Sequence[Sample], max_clicks: int = 7) -> float:
     """Mean IoU of the masks that an agent of the policy, greedy and with its own rating, makes of the samples."""
     rollouts = SegAgent(policy, segmenter, max_clicks).segment_batch([(s.image, s.prompt) for s in samples])
-    return float(np.mean([iou(r.mask, s.mask, s.void) for r, s in zip(rollouts, samples, strict=True)]))
+    return float(np.mean([_iou(r.mask, s) for r, s in zip(rollouts, samples, strict=True)]))
 
 
 def star(
