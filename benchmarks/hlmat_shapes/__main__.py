@@ -1,11 +1,11 @@
-"""A language model with eyes learns to annotate: from random weights to StaR+, on two CPU cores.
+"""A small language model with eyes learns to annotate: from random weights to StaR+, on two CPU cores.
 
 python -m benchmarks.hlmat_shapes --out runs/shapes                  # everything; an interrupted run goes on
 python -m benchmarks.hlmat_shapes --out runs/shapes --checkpoint benchmarks/hlmat_shapes/weights   # measure only
 
-Stages: the base model (from scratch: see, rate, point), supervised fine-tuning on F_sim's trajectories, StaR+ rounds, and
-as a control fine-tuning on the same trajectories for as many steps as a round of StaR+ makes. Then the tables, on scenes
-that no stage has seen.
+Stages: the base model (from scratch: see, rate, point), supervised fine-tuning on F_sim's trajectories, StaR+ rounds,
+and as a control fine-tuning on the same trajectories for as many steps as a round of StaR+ makes. Then the tables, on
+scenes that no stage has seen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main() -> None:
     arguments = _arguments()
     os.environ["SEGAGENT_PRESET"] = "segagent"
     torch.set_num_threads(arguments.threads)
-    console, out, began = Console(), arguments.out, time.monotonic()
+    console, out, began = Console(width=140), arguments.out, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     samples, held_out = make_samples(arguments.scenes, TRAIN), make_samples(60, VAL)
     test, segmenter, annotator = make_samples(arguments.test, TEST), WandSegmenter(), GridAnnotator()
@@ -83,10 +84,10 @@ def main() -> None:
     for name, one in zip(names, rounds, strict=True):
         measured(name, _load(one.model), search=3)
     draw(out / "rollouts.png", [_load(rounds[0].model), _load(rounds[-1].model)], test[:6])
+    if arguments.ship:
+        ship(rounds[-1].model, arguments.ship)
     if arguments.control:
-        longer = MllmSettings(
-            seconds=fit.seconds * 2, epochs=2 * fit.epochs, rate=5e-4, full=True, at_once=16, patience=99
-        )
+        longer = replace(fit, epochs=2 * fit.epochs)
         original = annotate(samples, segmenter, annotator, settings)
         done = trainer.fit(original, out / "longer", longer, images=image_reader(samples), resume=True)
         measured("SFT, twice as long", _load(done.model), search=3)
@@ -96,7 +97,7 @@ def main() -> None:
 
 def ship(model: str, folder: Path) -> None:
     """Write a model in half precision, small enough for the repository."""
-    policy = load_policy(f"hf:{model}")
+    policy = load_policy(model)
     policy.model.half().save_pretrained(folder)  # type: ignore[attr-defined]
     make_processor().save_pretrained(folder)
 
@@ -147,10 +148,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="measure this model and train nothing")
     parser.add_argument("--base-minutes", type=float, default=40.0, help="training of the base model")
     parser.add_argument("--fit-minutes", type=float, default=25.0, help="each fine-tuning, at most")
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes over the trajectories in a fine-tuning")
-    parser.add_argument("--scenes", type=int, default=500, help="scenes to learn to annotate on")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the trajectories in a fine-tuning")
+    parser.add_argument("--scenes", type=int, default=1500, help="scenes to learn to annotate on")
     parser.add_argument("--test", type=int, default=150, help="unseen scenes to measure on")
     parser.add_argument("--rounds", type=int, default=2, help="of StaR+")
+    parser.add_argument("--ship", type=Path, help="write the last round's model there, in half precision")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--no-control", dest="control", action="store_false", help="no longer SFT to compare with")
     return parser.parse_args()

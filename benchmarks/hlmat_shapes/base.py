@@ -96,7 +96,7 @@ def train_base(out: Path, settings: BaseSettings) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = rate
         text_loss, patch_loss, place_loss, right, error = _losses(model, helpers, batch)
-        weight = max(0.1, 1 - spent / (settings.minutes * 60) * 2)
+        weight = max(0.2, 1 - spent / (settings.minutes * 60))
         optimizer.zero_grad()
         (text_loss + weight * (patch_loss + place_loss)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

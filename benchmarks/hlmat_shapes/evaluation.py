@@ -1,4 +1,4 @@
-"""The paper's tables in miniature: clicks with and without the policy's own rating, search, and how good the rating is."""
+"""The paper's tables in miniature: clicks with and without the policy's own rating, search, errors of the rating."""
 
 from __future__ import annotations
 

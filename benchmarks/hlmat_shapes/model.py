@@ -37,7 +37,7 @@ _SPECIAL = ["<pad>", "<unk>", "</s>", "<image>"]
 _TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}\nAnswer: {% endif %}"
+    "{% if add_generation_prompt %}{{ '\\nAnswer: ' }}{% endif %}"
 )
 
 

@@ -19,7 +19,7 @@ _COLUMNS = {"step": "step", "minutes": "minutes", "loss": "loss", "eval_loss": "
             "learning_rate": "rate", "grad_norm": "gradient"}  # fmt: skip
 
 
-class Report(transformers.TrainerCallback):  # type: ignore[misc]
+class Report(transformers.TrainerCallback):
     """Writes `curves.csv`, `curves.png` and event files into `out`, and ends the run when its time is used up.
 
     Args:

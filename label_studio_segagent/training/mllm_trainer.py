@@ -10,6 +10,7 @@ trained.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ _KEPT_BACK = 0.1
 _FEWEST = 10
 """Images below which none are kept back."""
 _EPOCHS = 2.0
+_DONE = "fitted.json"
 _LOOKS = 10
 """Evaluations in a run."""
 
@@ -88,9 +90,12 @@ class MllmTrainer(Trainer):
         lessons, exam = lessons_of(learned), lessons_of(kept)
         if not lessons:
             raise InputError("there is nothing to learn from: no trajectory has a step with an action")
-        last = get_last_checkpoint(str(out)) if out.is_dir() else None
+        find: Any = get_last_checkpoint
+        last = find(str(out)) if out.is_dir() else None
         if last and not resume:
             raise InputError(f"{out} holds a run already; resume it, or name another folder")
+        if last and (fitted := _finished(out, chosen)):
+            return fitted
         arguments = _arguments(out, chosen, len(lessons), bool(exam))
         name, adapter = _parts(self.start)
         policy = load_hf(name)
@@ -121,10 +126,13 @@ class MllmTrainer(Trainer):
             report.draw()
         trainer.accelerator.wait_for_everyone()
         found = f"hf:{folder}" if chosen.full else f"hf:{name}+{folder}"
-        return Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
+        fitted = Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
+        if trainer.is_world_process_zero():
+            (out / _DONE).write_text(json.dumps({"settings": asdict(chosen), "fitted": asdict(fitted)}, indent=1))
+        return fitted
 
 
-class _Trainer(transformers.Trainer):  # type: ignore[misc]
+class _Trainer(transformers.Trainer):
     """Counts the tokens of answers alone, each by the weight of its trajectory."""
 
     def __init__(self, **options: Any) -> None:
@@ -165,8 +173,17 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         if hasattr(self.model, "peft_config"):
             super()._load_best_model()
-        else:
+        elif self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _finished(out: Path, settings: MllmSettings) -> Fitted | None:
+    """What a run with these settings came to, if it has ended: transformers would add a step to it."""
+    try:
+        done = json.loads((out / _DONE).read_text())
+        return Fitted(**done["fitted"]) if done["settings"] == asdict(settings) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _check_packages() -> None:
@@ -206,6 +223,9 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
     steps = math.ceil(lessons / (at_once * accumulated * world) * (settings.epochs or _EPOCHS))
     every = max(1, math.ceil(steps / _LOOKS))
     cuda = torch.cuda.is_available()
+    memory: dict[str, Any] = {}
+    if cuda:
+        memory = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     rate = settings.rate if settings.rate is not None else (3e-4 if settings.full else 1e-4)
     return transformers.TrainingArguments(
         output_dir=str(out),
@@ -230,11 +250,11 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=False,  # the processor's tensors are on the device already
         disable_tqdm=True,
         report_to=[],
         seed=settings.seed,
-        **({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if cuda else {}),
+        **memory,
     )
 
 

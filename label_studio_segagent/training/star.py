@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Sample, Step, Trajectory, read_trajectories, write_trajectories
 from ..policies.base import Observation, Policy
 from ..segmenters.base import ImageState, Query, Segmentation, Segmenter
+from ..segmenters.cache import EmbeddingCache
 from .trainer import FitSettings, ImageReader, Progress, Trainer, open_image
 
 __all__ = ["Round", "StarSettings", "Tally", "annotate", "attempt", "image_reader", "measure", "star"]
@@ -113,7 +114,7 @@ class _Walk:
         return Query(self.state, (*self.clicks, click), prior=self.logits)
 
     def after(self, answer: Segmentation) -> float:
-        return iou(answer.mask, self.sample.mask, self.sample.void)
+        return _iou(answer.mask, self.sample)
 
     def take(self, click: Click, answer: Segmentation, text: str = "") -> None:
         self.steps.append(Step(self.mask, click, true_iou=self.iou, text=text))
@@ -127,8 +128,8 @@ class _Walk:
     def trajectory(self, source: str) -> Trajectory:
         """The steps so far, with the last mask."""
         steps = self.steps if self.done else [*self.steps, Step(self.mask, None, true_iou=self.iou)]
-        meta = {"source": source, "sample": self.sample.id}
-        return Trajectory(self.sample.prompt, self.sample.id, steps=steps, meta=meta)
+        meta = {**self.sample.meta, "source": source, "object": self.sample.id}
+        return Trajectory(self.sample.prompt, _image_name(self.sample), steps=steps, meta=meta)
 
 
 def annotate(
@@ -163,24 +164,24 @@ def attempt(
     Returns:
         One trajectory a sample, in order, and what became of the policy's actions.
     """
-    settings, tally = settings or StarSettings(), Tally()
-    done: list[_Walk] = []
-    waiting: Iterator[Sample] = iter(samples)
-    walks: list[_Walk] = []
+    settings, tally, cache = settings or StarSettings(), Tally(), EmbeddingCache()
+    source = "F_sim" if policy is None else "StaR+"
+    waiting = enumerate(samples)
+    made: dict[int, Trajectory] = {}
+    walks: dict[int, _Walk] = {}
     while True:
-        for sample in islice(waiting, _AT_ONCE - len(walks)):
-            mask = np.zeros(sample.mask.shape, bool)
-            walk = _Walk(sample, segmenter.set_image(sample.image), mask, iou(mask, sample.mask, sample.void))
-            walks.append(walk)
-            done.append(walk)
+        for number, sample in islice(waiting, _AT_ONCE - len(walks)):
+            empty = np.zeros(sample.mask.shape, bool)
+            walks[number] = _Walk(sample, cache.encode(segmenter, sample.image), empty, _iou(empty, sample))
         if not walks:
             break
-        _advance(policy, walks, segmenter, annotator, settings.min_gain, tally)
-        walks = [walk for walk in walks if not walk.done and len(walk.clicks) < settings.max_clicks]
+        _advance(policy, list(walks.values()), segmenter, annotator, settings.min_gain, tally)
+        over = [n for n, walk in walks.items() if walk.done or len(walk.clicks) >= settings.max_clicks]
+        made |= {number: walks.pop(number).trajectory(source) for number in over}
         if progress:
-            progress((len(done) - len(walks)) / max(len(samples), 1), "rollouts")
-    tally.trajectories = len(done)
-    return [walk.trajectory("F_sim" if policy is None else "StaR+") for walk in done], tally
+            progress(len(made) / max(len(samples), 1), "rollouts")
+    tally.trajectories = len(made)
+    return [made[number] for number in sorted(made)], tally
 
 
 def _advance(
@@ -192,7 +193,7 @@ def _advance(
     tally: Tally,
 ) -> None:
     """One step of every walk."""
-    left = list(walks)
+    left, finishing = list(walks), dict[int, str]()
     corrections = {
         id(walk): annotator.next_action(walk.mask, walk.sample.mask, walk.clicks, walk.sample.void) for walk in walks
     }
@@ -206,24 +207,31 @@ def _advance(
             if walk.after(answer) > walk.iou + min_gain and not isinstance(corrections[id(walk)], Finish):
                 walk.take(_click(decision.action), answer, decision.text)
                 kept.add(id(walk))
-        for walk, decision in zip(walks, decisions, strict=True):
-            if isinstance(decision.action, Finish) and isinstance(corrections[id(walk)], Finish):
-                walk.finish(decision.text)
-                kept.add(id(walk))
-            tally.unreadable += decision.action is None
         left = [walk for walk in walks if id(walk) not in kept]
+        finishing = {id(w): d.text for w, d in zip(walks, decisions, strict=True) if isinstance(d.action, Finish)}
         tally.kept += len(kept)
-        tally.replaced += len(left)
+        tally.unreadable += sum(decision.action is None for decision in decisions)
     clicking = [walk for walk in left if isinstance(corrections[id(walk)], Click)]
     answers = segmenter.predict_batch([walk.query(_click(corrections[id(walk)])) for walk in clicking])
-    for walk, answer in zip(clicking, answers, strict=True):
-        if walk.after(answer) > walk.iou + min_gain:
-            walk.take(_click(corrections[id(walk)]), answer)
-        else:
-            walk.finish()
+    useful = {id(w): a for w, a in zip(clicking, answers, strict=True) if w.after(a) > w.iou + min_gain}
     for walk in left:
-        if isinstance(corrections[id(walk)], Finish):
-            walk.finish()
+        if id(walk) in useful:
+            walk.take(_click(corrections[id(walk)]), useful[id(walk)])
+        else:
+            walk.finish(finishing.get(id(walk), ""))
+        if policy is not None:
+            agreed = walk.done and id(walk) in finishing
+            tally.kept += agreed
+            tally.replaced += not agreed
+
+
+def _image_name(sample: Sample) -> str:
+    """What `Trajectory.image` says: the file where there is one, so that others can use the trajectories."""
+    return sample.path or sample.id
+
+
+def _iou(mask: Mask, sample: Sample) -> float:
+    return iou(mask, sample.mask, sample.void)
 
 
 def _click(action: Action | None) -> Click:
@@ -234,7 +242,7 @@ def _click(action: Action | None) -> Click:
 def measure(policy: Policy, segmenter: Segmenter, samples: Sequence[Sample], max_clicks: int = 7) -> float:
     """Mean IoU of the masks that an agent of the policy, greedy and with its own rating, makes of the samples."""
     rollouts = SegAgent(policy, segmenter, max_clicks).segment_batch([(s.image, s.prompt) for s in samples])
-    return float(np.mean([iou(r.mask, s.mask, s.void) for r, s in zip(rollouts, samples, strict=True)]))
+    return float(np.mean([_iou(r.mask, s) for r, s in zip(rollouts, samples, strict=True)]))
 
 
 def star(
@@ -263,7 +271,7 @@ def star(
         annotator: F_sim; the default one by default.
         original: The original trajectories; by default those that the annotator makes of `samples`.
         held_out: To measure on, never learned from.
-        images: Gives the image of a trajectory; by default those of `samples` are found by id, others by file name.
+        images: Gives the image of a trajectory; by default that of the sample it was made of, or the file it names.
         progress: Told what happens.
 
     Returns:
@@ -334,14 +342,15 @@ def _round(
 
 
 def image_reader(samples: Sequence[Sample]) -> ImageReader:
-    """Finds the images of trajectories among samples, by the id in `Trajectory.image`; else opens that file.
+    """Finds the images of trajectories among samples; others are opened by the name of the file.
 
     Raises:
         InputError: Ids repeat.
     """
-    known = {sample.id: sample.image for sample in samples}
-    if len(known) < len(samples):
-        raise InputError(f"{len(samples)} samples have {len(known)} different ids; each needs one of its own")
+    ids = {sample.id for sample in samples}
+    if len(ids) < len(samples):
+        raise InputError(f"{len(samples)} samples have {len(ids)} different ids; each needs one of its own")
+    known = {_image_name(sample): sample.image for sample in samples}
     return lambda trajectory: known[trajectory.image] if trajectory.image in known else open_image(trajectory)
 
 

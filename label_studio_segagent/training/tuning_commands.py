@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from ..errors import InputError, SegAgentError
+from ..errors import SegAgentError
 
 if TYPE_CHECKING:
     from .star import Round
@@ -75,10 +75,10 @@ def train(
 @app.command()
 def star(
     policy: PolicyArgument,
-    data: Annotated[
-        Path, typer.Option(help="Folder with images/, train.json to learn on and val.json to measure on (COCO).")
-    ],
+    data: Annotated[str, typer.Option(help="What to learn on: a data set as [b]segagent trajectories[/b] takes it.")],
     out: OutOption,
+    split: Annotated[str | None, typer.Option(help="Part of it to learn on, for example train.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="Part of it to measure on, for example val.")] = None,
     segmenter: Annotated[str, typer.Option(help="Segmentation tool.")] = "embedded",
     trajectories: Annotated[
         list[Path] | None, typer.Option(help="Original trajectories (JSONL); by default F_sim's on --data.")
@@ -98,7 +98,7 @@ def star(
 
     Every round starts from POLICY again. What is done already in --out is not repeated, so an interrupted run goes on.
     """
-    from ..datasets.coco import read_coco
+    from ..datasets import load_dataset, load_samples
     from ..hlmat.trajectory import read_trajectories
     from ..policies import load_policy
     from ..segmenters import load_segmenter
@@ -108,17 +108,14 @@ def star(
 
     def run(tell: Callable[[float, str], None]) -> None:
         tool = load_segmenter(segmenter)
-        samples, held_out = (
-            list(islice(read_coco(data / f"{part}.json"), count)) if (data / f"{part}.json").is_file() else []
-            for part, count in (("train", limit), ("val", max(1, limit // 10)))
-        )
-        if not samples:
-            raise InputError(f"--data {data} holds no train.json with objects; it needs images/ and train.json (COCO)")
+        samples = list(load_samples(islice(load_dataset(data, split=split), limit)))
+        unseen = [] if held_out is None else load_dataset(data, split=held_out)
+        exam = list(load_samples(islice(unseen, max(1, limit // 10))))
         original = None if not trajectories else [t for file in trajectories for t in read_trajectories(file)]
         settings = StarSettings(rounds, clicks, fit=_settings(policy, minutes, epochs, rate, seed, full, vision, batch))
         done = improve(
-            load_trainer(policy), lambda name: load_policy(name, tool), tool, samples, out, settings,
-            original=original, held_out=held_out, progress=tell,
+            load_trainer(policy, tool), lambda name: load_policy(name, tool), tool, samples, out, settings,
+            original=original, held_out=exam, progress=tell,
         )  # fmt: skip
         console.print(rounds_table(done))
         console.print(f"SEGAGENT_POLICY={escape(done[-1].model)}", highlight=False, soft_wrap=True)

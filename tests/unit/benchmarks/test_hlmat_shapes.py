@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.hlmat_shapes.annotator import GRID, GridAnnotator, snapped
 from benchmarks.hlmat_shapes.base import BaseSettings, collate, lesson, train_base
 from benchmarks.hlmat_shapes.evaluation import RandomPolicy, TruePolicy, evaluate
-from benchmarks.hlmat_shapes.model import make_model, make_processor
+from benchmarks.hlmat_shapes.model import POINT, make_model, make_processor
 from benchmarks.hlmat_shapes.scenes import COLOURS, KINDS, RELATIONS, SIDE, Scene, expressions, make_samples, make_scene
 from benchmarks.hlmat_shapes.wand import WandSegmenter
 from label_studio_segagent.hlmat.actions import Click
@@ -130,6 +130,18 @@ def test_the_tokenizer_is_lossless_and_numbers_are_single_tokens() -> None:
     for text in ("Current IOU: 74\nPositive point: (175, 1000)", "Current IOU: 7\nFinish", "A zebra? 2 'of' them!"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer("Current IOU: 74\nNegative point: (175, 1000)").input_ids) == 7
+
+
+def test_the_template_asks_as_in_training() -> None:
+    """Jinja drops a line feed that follows a block."""
+    processor = make_processor()
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"{POINT}<ref>the ring</ref>"}]}]
+    text = processor.apply_chat_template([chat], add_generation_prompt=True)[0]
+    told = processor(text=text, images=make_scene(0).image, return_tensors="pt")["input_ids"][0].tolist()
+    one = lesson(np.random.default_rng(0), 1)
+    dialogue = ((f"{POINT}<ref>the ring</ref>", one.dialogue[0][1]),)
+    batch = collate(processor, [type(one)(one.image, dialogue, one.patches, one.places)])
+    assert batch["input_ids"][0, : len(told)].tolist() == told and len(told) == 106
 
 
 def test_the_base_model_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

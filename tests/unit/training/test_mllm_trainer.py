@@ -130,13 +130,16 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         fit(base, tmp_path / "parts", settings)
     resumed = fit(base, tmp_path / "parts", settings, resume=True)
     assert (resumed.steps, resumed.loss) == (whole.steps, pytest.approx(whole.loss, rel=1e-4))
-    assert resumed.seconds > 0
+    again = fit(base, tmp_path / "parts", settings, resume=True)
+    assert again == resumed and resumed.seconds > 0, "nothing is left to do"
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
     name = "model/model.safetensors" if full else "adapter/adapter_model.safetensors"
     one, other = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
     assert one.keys() == other.keys()
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
+    longer = fit(base, tmp_path / "parts", replace(settings, epochs=5), resume=True)
+    assert longer.steps > resumed.steps, "but more may be wanted"
 
 
 def test_the_seed_decides(base: Path, tmp_path: Path) -> None:

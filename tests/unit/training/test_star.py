@@ -93,18 +93,25 @@ def corrected(number: int) -> Action:
 
 
 def test_what_helps_is_kept_and_the_rest_replaced() -> None:
-    """LEFT helps, BESIDE hurts, finishing is too early, RIGHT helps."""
+    """LEFT helps, BESIDE hurts, RIGHT helps; then even the annotator knows no click that would."""
     policy = Script([LEFT, BESIDE, RIGHT, Finish()])
     [trajectory], tally = attempt(policy, [sample()], Brush(), SimulatedAnnotator(), StarSettings(max_clicks=4))
     correction = corrected(1)
     assert isinstance(correction, Click) and correction not in (LEFT, BESIDE)
     assert actions(trajectory)[:3] == [LEFT, correction, RIGHT]
-    assert (tally.kept, tally.replaced, tally.unreadable, tally.trajectories) == (2, 2, 0, 1)
+    assert (tally.kept, tally.replaced, tally.unreadable, tally.trajectories) == (3, 1, 0, 1)
     masks = [Brush().predict(ImageState(sample().image), actions(trajectory)[:n]).mask for n in range(3)]
     for step, mask, seen in zip(trajectory.steps, masks, policy.seen, strict=False):
         assert np.array_equal(step.mask, mask) and np.array_equal(seen.mask, mask), "the rollout went on from there"
         assert step.true_iou == pytest.approx(iou(mask, sample().mask))
     assert [step.text for step in trajectory.steps[:3]] == ["as told", "", "as told"]
+
+
+def test_finishing_too_early_is_replaced() -> None:
+    policy = Script([LEFT, Finish()])
+    [trajectory], tally = attempt(policy, [sample()], Brush(), SimulatedAnnotator(), StarSettings(max_clicks=2))
+    assert actions(trajectory) == [LEFT, corrected(1), None]
+    assert (tally.kept, tally.replaced) == (1, 1)
 
 
 def test_a_perfect_policy_is_kept_to_the_letter() -> None:
@@ -150,7 +157,8 @@ def test_samples_in_lockstep_do_not_mix() -> None:
             self.calls += 1
             right = super().act(observations)
             wrong = Decision(Click(60, 60), 0.1, "")
-            return [wrong if o.mask.sum() % 3 == 1 or not o.mask.any() else d for o, d in zip(observations, right)]
+            masks = [o.mask for o in observations]
+            return [wrong if m.sum() // 64 % 3 == 0 or not m.any() else d for m, d in zip(masks, right, strict=True)]
 
     policy = Noisy(samples)
     together, tally = attempt(policy, samples, Brush(), SimulatedAnnotator())
@@ -160,7 +168,7 @@ def test_samples_in_lockstep_do_not_mix() -> None:
     assert tally.replaced >= 24 and tally.kept > 24 and tally.trajectories == 24
     for trajectory, one in zip(together, samples, strict=True):
         ious = [step.true_iou for step in trajectory.steps]
-        assert ious == sorted(ious) and trajectory.meta["sample"] == one.id, "every step gains"
+        assert ious == sorted(ious) and trajectory.meta["object"] == one.id, "every step gains"
 
 
 class Recorder(Trainer):
@@ -192,8 +200,10 @@ def test_rounds_learn_from_the_union_and_are_not_repeated(tmp_path: Path) -> Non
     assert [t.to_json() for t in trainer.calls[1][3:]] == [t.to_json() for t in own]
     assert [t.meta["source"] for t in trainer.calls[1]] == ["F_sim"] * 3 + ["StaR+"] * 3
     assert [(r.number, r.model, r.learned_from) for r in rounds] == [(0, "model-1", 3), (1, "model-2", 6)]
-    assert rounds[1].tally.replaced == 0 and rounds[1].tally.kept == sum(len(t.steps) for t in own)
-    assert rounds[1].miou == pytest.approx(rounds[1].train_miou, abs=0.1) and rounds[1].miou > 0.9
+    tally = rounds[1].tally
+    assert tally.kept + tally.replaced == sum(len(t.steps) for t in own)
+    assert tally.replaced == 3, "the last click of each gains nothing with this brush, so that finishing is learned"
+    assert rounds[1].miou == pytest.approx(rounds[1].train_miou, abs=0.1) and rounds[1].miou > 0.8
     assert loaded == ["model-1", "model-1", "model-2"], "measured, rolled out, measured"
     assert [r["model"] for r in json.loads((tmp_path / "star.json").read_text())] == ["model-1", "model-2"]
     # What is there is not done again; one more round is.
@@ -260,7 +270,23 @@ def test_star_and_train_from_the_command_line(
 ) -> None:
     """A language model with random weights, GrabCut, one round; then supervised training on what it left behind."""
     monkeypatch.setenv("COLUMNS", "200")
-    options = ["--segmenter", "grabcut", "--rounds", "1", "--clicks", "2", "--epochs", "1", "--full", "--limit", "12"]
+    options = [
+        "--split",
+        "train",
+        "--held-out",
+        "val",
+        "--segmenter",
+        "grabcut",
+        "--rounds",
+        "1",
+        "--clicks",
+        "2",
+        "--epochs",
+        "1",
+        "--full",
+        "--limit",
+        "12",
+    ]
     command = ["star", f"hf:{model}", "--data", str(coco), "--out", str(tmp_path / "star"), *options]
     result = runner.invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -270,22 +296,27 @@ def test_star_and_train_from_the_command_line(
     assert f"SEGAGENT_POLICY={rounds[1]['model']}" in result.output and "actions kept" in result.output
     assert load_policy(rounds[1]["model"])
     file = tmp_path / "star" / "round-1" / "trajectories.jsonl"
-    bad = runner.invoke(app, ["train", f"hf:{model}", "--trajectories", str(file), "--out", str(tmp_path / "t")])
-    assert bad.exit_code == 1 and "cannot read the image '0'" in bad.output, "these name samples, not files"
+    command = ["train", f"hf:{model}", "--trajectories", str(file), "--epochs", "1", "--out", str(tmp_path / "lora")]
+    trained = runner.invoke(app, command)
+    assert trained.exit_code == 0, trained.output
+    assert f"SEGAGENT_POLICY=hf:{model}+{tmp_path / 'lora' / 'adapter'}" in trained.output
+    again = runner.invoke(app, command)
+    assert again.exit_code == 1 and "holds a run already" in again.output
 
 
 def test_star_without_data(tmp_path: Path, clean_environment: None) -> None:
     result = runner.invoke(app, ["star", "hf:x", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1 and "train.json" in result.output
+    assert result.exit_code == 1 and "is no data set that is known" in result.output
 
 
 def test_a_language_model_improves(model: Path, tmp_path: Path) -> None:
-    """All bars look the same here, so that a few seconds suffice: round 0 already finds them, and no worse later."""
-    samples = [sample(seed) for seed in range(12)]
-    fit = MllmSettings(epochs=12, batch=4, full=True, rate=2e-3)
+    """All bars lie at the same place, so that a few seconds suffice."""
+    samples = [sample(seed) for seed in range(8)]
+    fit = MllmSettings(epochs=14, batch=4, full=True, rate=2e-3)
     rounds = star(
-        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:10], tmp_path / "star", StarSettings(1, fit=fit),
-        held_out=samples[10:],
+        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:6], tmp_path / "star", StarSettings(1, fit=fit),
+        held_out=samples[6:],
     )  # fmt: skip
-    assert all(one.miou is not None and one.miou > 0.9 for one in rounds), rounds
-    assert rounds[1].tally.kept > rounds[1].tally.replaced
+    first, second = (one.miou or 0.0 for one in rounds)
+    assert second > 0.75 and second >= first, rounds
+    assert rounds[1].tally.kept and rounds[1].tally.trajectories == 6
