@@ -110,3 +110,15 @@ def test_the_simulated_annotators_strip(scene: Sample) -> None:
     assert changed.size and changed.max() < strip.shape[1] / 2
     unknown = Trajectory("x", steps=[Step(empty, None)])
     assert panels(annotator_strip(scene.image, unknown)) == 2
+
+
+def test_small_objects_are_shown_larger() -> None:
+    mask = np.zeros((600, 800), bool)
+    mask[300:320, 500:530] = True
+    image = np.full((600, 800, 3), 90, np.uint8)
+    image[mask] = (200, 30, 30)
+    steps = [Step(np.zeros_like(mask), Click(515.0, 310.0), true_iou=0.0), Step(mask, Finish(), true_iou=1.0)]
+    trajectory = Trajectory("x", box=(495, 295, 535, 325), steps=steps, meta={"target": encode_mask(mask)})
+    strip = annotator_strip(image, trajectory)
+    green = (strip[..., 1] > strip[..., 0] + 30) & (strip[..., 1] > strip[..., 2] + 30)
+    assert green[:, -300:].sum() > 5000  # of a mask of 600 pixels
