@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
-from .server.commands import jobs, models, rank, worker
+from .server.commands import jobs, models, rank, refine, worker
 from .server.qc_commands import app as qc_app
 from .training.commands import app as train_app
 from .training.tuning_commands import app as tuning_app
@@ -36,6 +36,7 @@ app.add_typer(models, name="models")
 app.add_typer(qc_app, name="qc")
 app.command()(jobs)
 app.command()(rank)
+app.command()(refine)
 app.command()(worker)
 app.command()(trajectories)
 app.add_typer(tuning_app)

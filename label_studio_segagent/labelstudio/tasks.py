@@ -14,15 +14,18 @@ _PAGE = 100
 _TRIES = 5
 
 
-def iterate_tasks(client: LabelStudioClient, project: int, fields: str = "all") -> Iterator[dict[str, Any]]:
-    """All tasks of a project, page by page; `fields="all"` brings annotations and predictions along.
+def iterate_tasks(client: LabelStudioClient, project: int, **query: Any) -> Iterator[dict[str, Any]]:
+    """All tasks of a project with their annotations and predictions, page by page; `view=…` those of a tab.
 
     Raises:
         ApiError: Label Studio refused or failed.
     """
     page = 1
     while True:
-        answer = client.call("GET", "/api/tasks", project=project, page=page, page_size=_PAGE, fields=fields)
+        # Without `review` Label Studio would ask the ML backend, perhaps ourselves, for predictions of these tasks.
+        answer = client.call(
+            "GET", "/api/tasks", project=project, page=page, page_size=_PAGE, fields="all", review="true", **query
+        )
         yield from answer["tasks"]
         if page * _PAGE >= int(answer.get("total") or 0) or not answer["tasks"]:
             return

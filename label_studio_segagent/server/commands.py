@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ from ..errors import SegAgentError
 if TYPE_CHECKING:
     from ..training.versions import VersionStore
 
-__all__ = ["jobs", "models", "rank", "worker"]
+__all__ = ["jobs", "models", "rank", "refine", "worker"]
 
 console = Console()
 models = typer.Typer(
@@ -122,6 +123,42 @@ def rank(
         console.print(f"[yellow]task {task}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
     url = f"{settings.label_studio_url.rstrip('/')}/projects/{project}/data?tab={done.view}"
     console.print(f"{len(done.order)} tasks in order: {url}", highlight=False, soft_wrap=True)
+
+
+def refine(
+    project: ProjectOption,
+    out: Annotated[Path, typer.Option(help="Folder for pictures before and after.")] = Path("refined"),
+    view: Annotated[int | None, typer.Option(help="Id of a Data Manager tab: its tasks only.")] = None,
+    gain: Annotated[
+        float, typer.Option(help="Smallest expected gain in IoU for which a region is replaced.", min=0, max=1)
+    ] = 0.05,
+) -> None:
+    """Let the agent refine masks that tasks already carry: annotations, or else predictions of any model.
+
+    Writes predictions of a version of their own; annotations are never edited. Regions that the agent cannot improve
+    stay as they are.
+    """
+    from .refining import refine_project
+    from .settings import load_settings
+
+    try:
+        with Progress(*Progress.get_default_columns(), console=console) as bar:
+            line = bar.add_task("", total=1.0)
+            done = refine_project(
+                load_settings(), project, out,
+                lambda share, step: bar.update(line, completed=share, description=step), view=view, least_gain=gain,
+            )  # fmt: skip
+    except (SegAgentError, OSError) as error:
+        _fail(error)
+    for task, reason in done.failures:
+        console.print(f"[yellow]task {task}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
+    mean = done.gain / done.changed if done.changed else 0.0
+    console.print(
+        f"{done.changed} of {done.regions} regions changed (expected gain {mean:.2f} each); {done.tasks} tasks have a "
+        f"prediction of the version {done.version}.", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if done.changed:
+        console.print(f"Before and after: {out / 'refined.jpg'}", highlight=False, soft_wrap=True)
 
 
 @models.command("list")

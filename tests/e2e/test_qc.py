@@ -15,9 +15,10 @@ from PIL import Image as PilImage
 from typer.testing import CliRunner
 
 from label_studio_segagent.cli import app
+from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.labelstudio.config import LabelConfig
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
-from label_studio_segagent.labelstudio.regions import write_region
+from label_studio_segagent.labelstudio.regions import read_regions, write_region
 from label_studio_segagent.labelstudio.tasks import iterate_tasks
 
 CONFIG = """<View>
@@ -153,6 +154,24 @@ def test_the_good_ones_are_exported(
     else:
         tasks = json.loads((tmp_path / "tasks.json").read_text("utf-8"))
         assert [len(task["annotations"][0]["result"]) for task in tasks] == [1] * 5
+
+
+def test_masks_are_refined_into_predictions(
+    label_studio: LocalLabelStudio, project: dict[str, Any], segagent: Callable[..., str], tmp_path: Path
+) -> None:
+    client, pid = label_studio.client, project["id"]
+    before = [client.call("GET", f"/api/tasks/{t}/annotations/") for t in project["tasks"]]
+    output = segagent("refine", "--project", str(pid), "--out", str(tmp_path))
+    assert "1 of 6 regions changed" in output and (tmp_path / "refined.jpg").exists()
+    [made] = [p for p in label_studio.predictions(pid) if p["model_version"].startswith("refine-")]
+    assert made["task"] == project["tasks"][SPOILT[1]]
+    true = draw(SPOILT[1])[1]
+    [region] = read_regions(made["result"])
+    assert region.labels == ("object",) and iou(region.mask(*true.shape), true) > 0.9
+    assert [client.call("GET", f"/api/tasks/{t}/annotations/") for t in project["tasks"]] == before
+    segagent("refine", "--project", str(pid), "--out", str(tmp_path))  # again: in its place
+    assert len([p for p in label_studio.predictions(pid) if p["model_version"].startswith("refine-")]) == 1
+    client.call("DELETE", f"/api/predictions/{made['id']}/")
 
 
 def test_nothing_is_left_behind(
