@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .server.commands import jobs, models, rank, worker
+from .server.qc_commands import app as qc_app
 from .training.commands import app as train_app
 from .training.tuning_commands import app as tuning_app
 from .trajectory_command import trajectories
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train-embedded")
 app.add_typer(models, name="models")
+app.add_typer(qc_app, name="qc")
 app.command()(jobs)
 app.command()(rank)
 app.command()(worker)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
 from .agent.rollout import Rollout
 from .hlmat.actions import Click
-from .hlmat.arrays import Box, Image, Mask
+from .hlmat.arrays import Box, Image, Mask, mask_box
 from .hlmat.overlay import draw_clicks, overlay
 from .hlmat.trajectory import Step, Trajectory
 
@@ -22,6 +25,9 @@ _WIDEST = 1040
 _CAPTION = 46
 _GAP = 8
 _COLUMNS = 5
+_MARGIN = 0.4
+"""Of what is shown around a small object, over its sides."""
+_LEAST_MARGIN = 24
 
 
 def trajectory_strip(image: Image, rollout: Rollout, true_iou: float | None = None) -> Image:
@@ -49,6 +55,8 @@ def trajectory_strip(image: Image, rollout: Rollout, true_iou: float | None = No
 def annotator_strip(image: Image, trajectory: Trajectory) -> Image:
     """A trajectory of the simulated annotator as a row of pictures: the target, then each mask with its click.
 
+    Only the part of the image is shown where something happens, so that small objects can be seen.
+
     Args:
         image: RGB uint8 (H, W, 3).
         trajectory: With the true mask as `target`, and `kind` and `stopped` in its meta.
@@ -57,25 +65,68 @@ def annotator_strip(image: Image, trajectory: Trajectory) -> Image:
         RGB uint8.
     """
     target, meta = trajectory.target, trajectory.meta
-    start = _boxed(image, trajectory.box)
-    title = f'"{trajectory.prompt}"'
-    panels = [
-        result_panel(start, [] if target is None else [target], title, f"the true mask; kind: {meta.get('kind', '-')}")
-    ]
+    view = _View.of(trajectory, image.shape[0], image.shape[1])
+    shown = view.part(image)
+    start = _boxed(shown, None if trajectory.box is None else view.box(trajectory.box))
+    masks = [] if target is None else [view.part(target)]
+    panels = [result_panel(start, masks, f'"{trajectory.prompt}"', f"the true mask; kind: {meta.get('kind', '-')}")]
     for step in trajectory.steps:
         rating = "IoU not known" if step.true_iou is None else f"IoU {step.true_iou:.2f}"
-        panels.append(_step_panel(image, step, len(panels), rating, str(meta.get("stopped", ""))))
+        panels.append(_step_panel(shown, step, len(panels), rating, str(meta.get("stopped", "")), view))
     return sheet(panels)
 
 
-def _step_panel(image: Image, step: Step, number: int, rating: str, stopped: str) -> Image:
-    picture = overlay(image, step.mask)
-    if not isinstance(step.action, Click):
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A part of an image, perhaps enlarged: the first and past the last row and column, and how many times."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    zoom: int = 1
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, height: int, width: int) -> _View:
+        """What is around target, masks, box and clicks, with a margin."""
+        target = trajectory.target
+        boxes = [mask_box(step.mask) for step in trajectory.steps] + [trajectory.box]
+        boxes += [mask_box(target)] if target is not None else []
+        boxes += [(click.x, click.y, click.x, click.y) for click in trajectory.clicks]
+        found = [box for box in boxes if box is not None] or [(0.0, 0.0, float(width), float(height))]
+        spans = []
+        for axis, limit in ((1, height), (0, width)):
+            low, high = min(b[axis] for b in found), max(b[axis + 2] for b in found)
+            margin = max((high - low) * _MARGIN, _LEAST_MARGIN)
+            spans.append((max(0, round(low - margin)), min(limit, round(high + margin))))
+        (top, bottom), (left, right) = spans
+        return cls(top, left, bottom, right, max(1, _HEIGHT // min(bottom - top, right - left)))
+
+    def part(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """This part of an image or a mask."""
+        cut = array[self.top : self.bottom, self.left : self.right]
+        return cut.repeat(self.zoom, axis=0).repeat(self.zoom, axis=1)
+
+    def box(self, box: Box) -> Box:
+        x0, y0, x1, y1 = box
+        z = self.zoom
+        return (x0 - self.left) * z, (y0 - self.top) * z, (x1 - self.left) * z, (y1 - self.top) * z
+
+    def click(self, click: Click) -> Click:
+        x, y = ((v - first + 0.5) * self.zoom - 0.5 for v, first in ((click.x, self.left), (click.y, self.top)))
+        return replace(click, x=x, y=y)
+
+
+def _step_panel(image: Image, step: Step, number: int, rating: str, stopped: str, view: _View | None = None) -> Image:
+    """One state; `view` is what `image` shows of the whole image, which it is by default."""
+    picture = overlay(image, step.mask if view is None else view.part(step.mask))
+    click = step.action
+    if not isinstance(click, Click):
         return _panel(picture, rating, f"stop: {stopped}")
-    sign = "+" if step.action.positive else "-"
+    sign = "+" if click.positive else "-"
     undone = ", undone" if step.undone else ""
-    picture = draw_clicks(picture, [step.action], first=number)
-    return _panel(picture, rating, f"click {number}: {sign} ({step.action.x:g}, {step.action.y:g}){undone}")
+    picture = draw_clicks(picture, [click if view is None else view.click(click)], first=number)
+    return _panel(picture, rating, f"click {number}: {sign} ({click.x:g}, {click.y:g}){undone}")
 
 
 def result_panel(image: Image, masks: Sequence[Mask], title: str, subtitle: str) -> Image:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,9 +94,9 @@ def trajectories(
         if recorded:
             failures = _take_over(Path(data), out, images, label)
         else:
-            records = _records(data, out, split, images, label, failures)
             tool = segmenter or load_settings().segmenter
-            made = _make(_first(records, limit), tool, out, rules, jobs)
+            with _opened(data, out, split, images, label, failures) as records:
+                made = _make(_first(records, limit), tool, out, rules, jobs)
             failures += made.failures
         found = summarise(out, pictures)
         drawn = draw_trajectories(found.examples, out.with_suffix(".png"))
@@ -112,13 +113,15 @@ def trajectories(
     _show_failures(failures)
 
 
-def _records(
+@contextmanager
+def _opened(
     data: str, out: Path, split: str | None, images: Path | None, label: str | None, failures: list[tuple[str, str]]
-) -> Iterable[Record]:
+) -> Iterator[Iterable[Record]]:
     if not data.startswith(_LABEL_STUDIO):
         from .datasets import load_dataset
 
-        return load_dataset(data, split=split, images=images, label=label)
+        yield load_dataset(data, split=split, images=images, label=label)
+        return
     from .labelstudio.client import LabelStudioClient
     from .labelstudio.images import ImageLoader
     from .labelstudio.project import read_project
@@ -135,10 +138,13 @@ def _records(
         client, settings.data_dir / "images", allowed_hosts=settings.allowed_image_hosts,
         max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels, cache_bytes=settings.image_cache_bytes,
     )  # fmt: skip
-    return read_project(
-        client, loader, int(number), images or out.with_suffix(".images"),
-        failed=lambda task, reason: failures.append((f"task {task}", reason)),
-    )  # fmt: skip
+    try:
+        yield read_project(
+            client, loader, int(number), images or out.with_suffix(".images"),
+            failed=lambda task, reason: failures.append((f"task {task}", reason)),
+        )  # fmt: skip
+    finally:
+        loader.close()
 
 
 def _first(records: Iterable[Record], limit: int | None) -> Iterable[Record]:

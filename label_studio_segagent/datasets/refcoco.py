@@ -6,7 +6,7 @@ A folder has `instances.json` (COCO format) and one or more `refs(<splits>).p`, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .plain_pickle import read_plain_pickle
 from .record import Record, read_json
 
-__all__ = ["find_image", "refcoco_image_name", "refcoco_records"]
+__all__ = ["find_image", "image_folders", "refcoco_image_name", "refcoco_records"]
 
 _FOLDERS = (
     "", "train2014", "images/train2014", "mscoco/images/train2014", "images/mscoco/images/train2014", "saiapr_tc-12",
@@ -49,11 +49,11 @@ def refcoco_records(path: Path, images: Path | None = None, split: str | None = 
         chosen = [ref for ref in refs if split in (None, ref["split"])]
         order = {number: place for place, number in enumerate(dict.fromkeys(ref["image_id"] for ref in chosen))}
         chosen.sort(key=lambda ref: order[ref["image_id"]])
-        roots = [images] if images else [file.parent, file.parent.parent]
+        folders = image_folders([images] if images else [file.parent, file.parent.parent])
         return [
             record
             for ref in chosen
-            for record in _records(ref, annotations.get(ref["ann_id"]), pictures[ref["image_id"]], roots)
+            for record in _records(ref, annotations.get(ref["ann_id"]), pictures[ref["image_id"]], folders)
         ]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -87,9 +87,9 @@ def _is_ref(ref: Any) -> bool:
 
 
 def _records(
-    ref: dict[str, Any], annotation: dict[str, Any] | None, picture: dict[str, Any], roots: Collection[Path]
+    ref: dict[str, Any], annotation: dict[str, Any] | None, picture: dict[str, Any], folders: Sequence[Path]
 ) -> list[Record]:
-    image = find_image(roots, str(picture["file_name"]), picture["id"])
+    image = find_image(folders, str(picture["file_name"]), picture["id"])
     size = (int(picture["height"]), int(picture["width"]))
     mask = None if annotation is None else annotation["segmentation"]
     return [
@@ -106,16 +106,20 @@ def refcoco_image_name(number: int, refclef: bool = False) -> str:
     return f"{number}.jpg" if refclef else f"COCO_train2014_{number:012d}.jpg"
 
 
-def find_image(roots: Collection[Path], name: str, number: Any = None) -> Path:
-    """The image file of this name below one of the folders; the first place to look where it is nowhere.
+def image_folders(roots: Collection[Path]) -> list[Path]:
+    """The folders that there are for images in these places; the first place where there is none at all."""
+    found = [root / folder for root in roots for folder in _FOLDERS if (root / folder).is_dir()]
+    return found or [next(iter(roots))]
+
+
+def find_image(folders: Sequence[Path], name: str, number: Any = None) -> Path:
+    """The image file of this name in one of the folders; the first place to look where it is in none.
 
     Args:
-        roots: Folders.
+        folders: From `image_folders`.
         name: Of the file, perhaps with folders.
         number: Of the image; RefCLEF keeps `19579.jpg` in `19/images/`.
     """
-    names = [name]
-    if isinstance(number, int):
-        names.append(f"{number // 1000:02d}/images/{name}")
-    places = [root / folder / each for root in roots for folder in _FOLDERS for each in names]
-    return next((place for place in places if place.is_file()), places[0])
+    names = [name, f"{number // 1000:02d}/images/{name}"] if isinstance(number, int) else [name]
+    places = (folder / each for each in names for folder in folders)
+    return next((place for place in places if place.is_file()), folders[0] / name)

@@ -31,7 +31,7 @@ from ..hlmat.arrays import Mask, mask_box
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory, decode_mask, encode_mask
 from .record import Record, read_json
-from .refcoco import find_image, refcoco_image_name
+from .refcoco import find_image, image_folders, refcoco_image_name
 
 __all__ = ["read_segagent_json", "segagent_records", "write_segagent_json"]
 
@@ -88,15 +88,15 @@ def read_segagent_json(
 def _read(path: Path, images: Path | None, label: str | None, content: Any) -> list[tuple[Record, Any]]:
     content = read_json(path) if content is None else content
     refclef = "refclef" in path.name.lower()
-    roots = [images] if images else [path.parent / "images", path.parent, path.parent.parent]
+    folders = image_folders([images] if images else [path.parent, path.parent.parent])
     try:
         found = []
         for number, entry in enumerate(content["data"]):
             name, truth = entry["image_name"], entry["gt_ann"]
             if isinstance(name, int):
-                image = find_image(roots, refcoco_image_name(name, refclef), name)
+                image = find_image(folders, refcoco_image_name(name, refclef), name)
             else:
-                image = find_image(roots, name if Path(name).suffix else f"{name}.jpg")
+                image = find_image(folders, name if Path(name).suffix else f"{name}.jpg")
             captions = truth.get("caption")
             for place, caption in enumerate(captions if isinstance(captions, list) and captions else [captions]):
                 prompt = caption if isinstance(caption, str) and caption not in ("", "Unknown") else label or _UNNAMED
@@ -133,7 +133,10 @@ def _mask(rle: Any, record: Record) -> Mask:
     size = rle.get("size") if isinstance(rle, dict) else None
     if not isinstance(size, list) or tuple(size) != record.size:  # before a mask of any size is made
         raise InputError(f"a mask of object {record.id} is {str(size)[:40]}, its image {record.size}")
-    return decode_mask(rle)
+    try:
+        return decode_mask(rle)
+    except InputError as error:
+        raise InputError(f"a mask of object {record.id} cannot be read: {error}") from error
 
 
 def _click(click: Any, record: Record, size: Sequence[int]) -> Click:

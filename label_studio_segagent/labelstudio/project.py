@@ -59,7 +59,8 @@ def read_project(
     labels that have a brush, bitmask or polygon control: those are prompts, not outlines. The prompt is what the
     backend would ask its policy for: the label's hint, alias or value, or the text that the annotator typed.
 
-    The meta of a record has `task`, `annotation`, `region`, `label`, `updated` (when the annotation was), and `weight`:
+    The meta of a record has `task`, `annotation`, `updated` (when the annotation was), `by` (the annotator's id),
+    `ground_truth`, `region`, `label`, `shape`, `to_name`, `item_index`, and `weight`:
     1, or `ACCEPTED_WEIGHT` where the annotation is its parent prediction, unchanged.
 
     Args:
@@ -235,13 +236,13 @@ class _TaskReader:
                 area.mask,
                 "/".join(map(str, parts)),
                 (area.mask["size"][0], area.mask["size"][1]),
-                {
-                    "task": self._task["id"],
-                    "annotation": annotation["id"],
+                self._about(annotation, weight)
+                | {
                     "region": region.id,
                     "label": label.name,
-                    "updated": str(annotation.get("updated_at") or ""),
-                    "weight": weight,
+                    "shape": region.shape,
+                    "to_name": region.to_name,
+                    "item_index": region.item_index,
                 },
             )
 
@@ -258,10 +259,21 @@ class _TaskReader:
                         continue
                     size = (pixels.shape[0], pixels.shape[1])
                     name = f"{self._task['id']}/{annotation['id']}/no {label.name}" + (f"/{index}" if index else "")
-                    yield Record(path, prompt, encode_mask(np.zeros(size, bool)), name, size, {
-                        "task": self._task["id"], "annotation": annotation["id"], "label": label.name,
-                        "weight": weight, "absent": True,
-                    })  # fmt: skip
+                    about = {"label": label.name, "to_name": tag.name, "item_index": index, "absent": True}
+                    empty = encode_mask(np.zeros(size, bool))
+                    yield Record(path, prompt, empty, name, size, self._about(annotation, weight) | about)
+
+    def _about(self, annotation: Mapping[str, Any], weight: float) -> dict[str, Any]:
+        """The meta that all records of an annotation share."""
+        by = annotation.get("completed_by")
+        return {
+            "task": self._task["id"],
+            "annotation": annotation["id"],
+            "updated": str(annotation.get("updated_at") or ""),
+            "by": by.get("id") if isinstance(by, dict) else by,
+            "ground_truth": bool(annotation.get("ground_truth")),
+            "weight": weight,
+        }
 
 
 def _all_same(areas: Sequence[_Area], parents: Sequence[_Area]) -> bool:

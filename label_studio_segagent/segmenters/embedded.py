@@ -153,6 +153,8 @@ class EmbeddedSegmenter(Segmenter):
     @override
     def fresh(self, state: ImageState) -> ImageState:
         """Without the zoomed views, which later clicks look at again where they fit."""
+        if not self._made(state):
+            raise InputError("the image state was made by another segmenter; call set_image of this one")
         features = state.features
         return ImageState(state.image, _Features(features.version, features.coarse, features.maps))
 

@@ -26,6 +26,8 @@ _IMPATIENCE = 10.0
 """People who never pause are waited for so many quiet periods, not longer."""
 _AGAIN = 60.0
 """Seconds until a job that failed in passing is tried again; doubled each time, up to an hour."""
+_QC_QUIET = 5.0
+"""Seconds without a new annotation after which those that came are checked."""
 _NEWS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 _BUTTON = "START_TRAINING"
 
@@ -90,20 +92,33 @@ class Dispatcher:
     def look(self, now: float | None = None) -> list[Job]:
         """Look once: finish events whose job is done, revive lost jobs, enqueue what is due. Returns the new jobs."""
         self._queue.revive()
+        every = self._queue.jobs()
+        started = self._check([job for job in every if job.kind == "qc"], now) if self._settings.qc_on_submit else []
         pending = self._inbox.pending_heads()
         if not pending:
-            return []
-        jobs = [job for job in self._queue.jobs() if job.kind == "train"]
+            return started
+        jobs = [job for job in every if job.kind == "train"]
         news: dict[int, list[Event]] = defaultdict(list)
         for event in pending:
             if event.project is None or event.action not in (*_NEWS, _BUTTON):
                 self._inbox.mark_done(event.id)
             else:
                 news[event.project].append(event)
-        started = []
         for project, events in news.items():
             if job := self._project(project, events, [job for job in jobs if job.project == project], now):
                 started.append(job)
+        return started
+
+    def _check(self, jobs: list[Job], now: float | None) -> list[Job]:
+        """Enqueue quality control where annotations are newer than the last one; `jobs` are those so far."""
+        now = time.time() if now is None else now
+        started = []
+        for project, (newest, received) in self._inbox.latest(_NEWS[:3]).items():
+            mine = [job for job in jobs if job.project == project]
+            if any(job.open for job in mine) or max((job.upto for job in mine), default=0) >= newest:
+                continue
+            if now - received >= _QC_QUIET:
+                started.append(self._queue.enqueue("qc", project, "annotations were submitted", upto=newest))
         return started
 
     def _project(self, project: int, events: list[Event], jobs: list[Job], now: float | None) -> Job | None:
@@ -135,7 +150,7 @@ class Dispatcher:
         while not self._over.wait(_INTERVAL):
             try:
                 for job in self.look():
-                    log.info("training of project %d is queued: %s", job.project, job.why)
+                    log.info("%s of project %d is queued: %s", job.kind, job.project, job.why)
             except SegAgentError as error:
                 log.error("events wait: %s", error)
             except Exception:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,17 @@ class Inbox:
                 "SELECT id, received, action, project, x'', annotations FROM events WHERE done IS NULL ORDER BY id"
             ).fetchall()
         return [Event(*row) for row in rows]
+
+    def latest(self, actions: Sequence[str]) -> dict[int, tuple[int, float]]:
+        """For each project the newest event of some actions, done or not: its id, and when it was received."""
+        marks = ",".join("?" * len(actions))
+        with self._connection() as db:
+            rows = db.execute(
+                f"SELECT project, MAX(id), MAX(received) FROM events WHERE project IS NOT NULL AND action IN ({marks}) "
+                "GROUP BY project",
+                tuple(actions),
+            ).fetchall()
+        return {project: (number, received) for project, number, received in rows}
 
     def mark_done(self, event_id: int) -> None:
         """Note that an event has been worked on; it stays in the file."""

@@ -17,10 +17,11 @@ from PIL import Image as PilImage
 
 from ..agent.agent import SegAgent
 from ..datasets.record import Record
-from ..errors import ConfigError, InputError
+from ..errors import ApiError, ConfigError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Trajectory, read_trajectories
+from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.project import read_project
 from ..pictures import trajectory_strip
 from ..segmenters.base import Segmenter
@@ -67,7 +68,10 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
     with closing(client), closing(build_loader(settings, client)) as loader, _alone(store, job.project) as work:
         folder = settings.data_dir / "projects" / str(job.project) / "images"
         held, taught = split(labelled_images(read_project(client, loader, job.project, folder, absent=True)))
-        return _Training(settings, store, job.project, report).run(work, held, taught)
+        result = _Training(settings, store, job.project, report).run(work, held, taught)
+        if result["promoted"]:
+            _tell(client, job.project, result["before"], result["version"])
+        return result
 
 
 def labelled_images(records: Iterable[Record]) -> list[LabelledImage]:
@@ -173,6 +177,26 @@ class _Training:
     def _judge(self, agent: SegAgent, held: Sequence[LabelledImage], done: float, step: str) -> Measured:
         self.report(done, step)
         return measure(agent, held, _read, lambda share: self.report(done + 0.1 * share, step))
+
+
+def _tell(client: LabelStudioClient, project: int, before: str, after: str) -> None:
+    """Where the project shows predictions of the version before, let it show those of the new one.
+
+    Label Studio's score column and its pre-labels go by the version that the project names (LABEL_STUDIO.md,
+    section 5). A project that names something else was set up so by somebody, and stays so.
+    """
+    try:
+        for backend in client.call("GET", "/api/ml", project=project):
+            if backend.get("title") == before:
+                # Label Studio checks the connection anew, with these; an empty password means the one that it has.
+                same = {k: backend[k] for k in ("url", "project", "auth_method", "basic_auth_user") if backend.get(k)}
+                if "basic_auth_user" in same:
+                    same["basic_auth_pass"] = ""
+                client.call("PATCH", f"/api/ml/{backend['id']}", {**same, "title": after})
+        if client.call("GET", f"/api/projects/{project}/").get("model_version") == before:
+            client.call("PATCH", f"/api/projects/{project}/", {"model_version": after})
+    except ApiError as error:
+        log.warning("project %d still names the version %s: %s", project, before, error)
 
 
 def _draw(work: Path, agent: SegAgent, held: Sequence[LabelledImage]) -> None:

@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 from ..errors import ConfigError
 from ..labelstudio.client import origin
 from ..policies.settings import ModelSettings, read_settings
+from ..quality.issues import Thresholds
 
 __all__ = ["Settings", "load_settings"]
 
@@ -86,6 +87,12 @@ class Settings(ModelSettings):
     )
     train_quiet: float = Field(30.0, ge=0, description="Seconds without a new annotation before training starts.")
     train_seconds: float = Field(300.0, gt=0, description="Time budget of one training.")
+    qc_on_submit: bool = Field(False, description="Check annotations when they are submitted (quality control).")
+    qc_issues: str = Field(
+        "",
+        description="From which confidence issues are reported, where that is not the default: "
+        "missing_object=0.7, tiny_fragment=off.",
+    )
     worker: bool = Field(
         True, description="Let `segagent serve` start a worker beside itself. Without one, run `segagent worker`."
     )
@@ -118,6 +125,15 @@ class Settings(ModelSettings):
                 raise ValueError(str(error)) from None
             if "@" in value:
                 raise ValueError("must not hold a user name or password")
+        return value
+
+    @field_validator("qc_issues")
+    @classmethod
+    def _issues(cls, value: str) -> str:
+        try:
+            Thresholds(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return value
 
     @field_validator("data_dir")

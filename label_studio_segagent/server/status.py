@@ -16,14 +16,20 @@ __all__ = ["status_pages"]
 _SHOWN = 20
 
 
-def status_pages(models: Models, queue: JobQueue, inbox: Inbox) -> Blueprint:
+def status_pages(models: Models, queue: JobQueue, inbox: Inbox, protected: bool) -> Blueprint:
     """The pages / and /jobs.
 
     Args:
         models: That serve.
         queue: Of the jobs.
         inbox: Of the events.
+        protected: Whether callers had to give a password. If not, pictures, which show images of the project, are for
+            this machine only.
     """
+
+    def shown() -> bool:
+        return protected or request.remote_addr in ("127.0.0.1", "::1")
+
     pages = Blueprint("status", __name__, template_folder="templates")
 
     @pages.get("/")
@@ -34,7 +40,7 @@ def status_pages(models: Models, queue: JobQueue, inbox: Inbox) -> Blueprint:
         jobs = queue.jobs()
         projects = [_project(models, number, jobs) for number in models.store.projects()]
         return render_template(
-            "status.html", version=models.base.model_version, projects=projects, jobs=jobs[:_SHOWN],
+            "status.html", pictures=shown(), version=models.base.model_version, projects=projects, jobs=jobs[:_SHOWN],
             waiting=len(inbox.pending_heads()),
         )  # fmt: skip
 
@@ -45,7 +51,7 @@ def status_pages(models: Models, queue: JobQueue, inbox: Inbox) -> Blueprint:
     @pages.get("/pictures/<int:project>/<version>/<name>")
     def picture(project: int, version: str, name: str) -> Response:
         folder = models.store.folder / str(project) / version
-        if not name.endswith(".png") or version.startswith("."):
+        if not shown() or not name.endswith(".png") or version.startswith("."):
             abort(404)
         return send_from_directory(folder.resolve(), name)
 

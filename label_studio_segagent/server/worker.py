@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from .checking import check_job
 from .jobs import JobFunction, JobQueue, worker_name
 from .learning import learn
 from .settings import Settings
@@ -25,7 +26,7 @@ _RESTART = 5.0
 
 def job_functions(settings: Settings) -> Mapping[str, JobFunction]:
     """What a worker can do, by the kind of job."""
-    return {"train": partial(learn, settings)}
+    return {"train": partial(learn, settings), "qc": partial(check_job, settings)}
 
 
 def run_worker(settings: Settings, parent: int | None = None) -> None:

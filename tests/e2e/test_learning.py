@@ -115,10 +115,11 @@ def test_annotations_make_a_better_version(
     assert setup_version(learner, project["id"]) == result["version"] != learner.version
     assert setup_version(learner, 999999) == learner.version
     assert httpx.get(f"{learner.url}/versions").json()["versions"] == [result["version"], learner.version]
+    assert label_studio.client.call("GET", f"/api/projects/{project['id']}/")["model_version"] == result["version"]
     # Label Studio gets its next predictions from the new version.
     label_studio.retrieve_predictions(project["id"], project["tasks"][6:])
     made = [p for p in label_studio.predictions(project["id"]) if p["task"] in project["tasks"][6:]]
-    assert {p["model_version"] for p in made if p["model_version"] != learner.version} == {result["version"]}
+    assert {p["model_version"] for p in made} == {result["version"]} and len(made) == 4
 
 
 def test_the_page_shows_it(learner: Backend, project: dict[str, Any]) -> None:

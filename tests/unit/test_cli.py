@@ -41,10 +41,18 @@ def photo(tmp_path: Path, scene: Sample) -> Path:
 
 
 HELP = {
-    (): ["human annotator", "serve", "demo", "predict", "train-embedded", "config", "doctor"],
+    (): ["human annotator", "serve", "demo", "predict", "trajectories", "train-embedded", "config", "doctor"],
     ("serve",): ["LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "Settings > Model", "segagent doctor", "--port"],
     ("demo",): ["--label-studio", "photographs", "--out", "Ctrl+C"],
     ("predict",): ["--label", "several times", "COCO", "exit code", "--max-clicks", "--policy"],
+    ("trajectories",): [
+        "label-studio:<project id>",
+        "refs(*).p",
+        "--tau-diff",
+        "--refine-starts",
+        "goes on",
+        "look at it",
+    ],
     ("config",): ["environment variable", "--json", "Secrets"],
     ("train-embedded",): ["segmenter", "policy", "[train]", "--resume"],
     ("train-embedded", "segmenter"): ["--data", "COCO", "--minutes", "--weight", "SEGAGENT_SEGMENTER=embedded:"],

@@ -5,8 +5,8 @@ import pytest
 
 from label_studio_segagent.agent.rollout import Rollout
 from label_studio_segagent.hlmat.actions import Click, Finish
-from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory
-from label_studio_segagent.pictures import result_panel, sheet, trajectory_strip
+from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory, encode_mask
+from label_studio_segagent.pictures import annotator_strip, result_panel, sheet, trajectory_strip
 
 HEIGHT, CAPTION, GAP = 260, 46, 8
 
@@ -94,3 +94,31 @@ def test_a_sheet_keeps_every_picture_whole() -> None:
         assert (out == colour).all(axis=2).sum() == picture.shape[0] * picture.shape[1]
     assert out.shape == (GAP + 15 + GAP + 20 + GAP, GAP + 20 + GAP + 21 + GAP, 3)
     assert (out[0] == 255).all() and (out[:, 0] == 255).all()
+
+
+def test_the_simulated_annotators_strip(scene: Sample) -> None:
+    empty = np.zeros_like(scene.mask)
+    steps = [Step(empty, Click(90.0, 60.0), true_iou=0.0), Step(scene.mask, Finish(), true_iou=1.0)]
+    meta = {"kind": "empty", "stopped": "good enough", "target": encode_mask(scene.mask)}
+    trajectory = Trajectory("ellipse 🥚", steps=steps, meta=meta)
+    strip = annotator_strip(scene.image, trajectory)
+    assert panels(strip) == 1 + 2  # the target, a mask for each step
+    other = annotator_strip(
+        scene.image, Trajectory("ellipse 🥚", steps=steps, meta={**meta, "target": encode_mask(empty)})
+    )
+    changed = np.flatnonzero((strip != other).any(axis=2).any(axis=0))
+    assert changed.size and changed.max() < strip.shape[1] / 2
+    unknown = Trajectory("x", steps=[Step(empty, None)])
+    assert panels(annotator_strip(scene.image, unknown)) == 2
+
+
+def test_small_objects_are_shown_larger() -> None:
+    mask = np.zeros((600, 800), bool)
+    mask[300:320, 500:530] = True
+    image = np.full((600, 800, 3), 90, np.uint8)
+    image[mask] = (200, 30, 30)
+    steps = [Step(np.zeros_like(mask), Click(515.0, 310.0), true_iou=0.0), Step(mask, Finish(), true_iou=1.0)]
+    trajectory = Trajectory("x", box=(495, 295, 535, 325), steps=steps, meta={"target": encode_mask(mask)})
+    strip = annotator_strip(image, trajectory)
+    green = (strip[..., 1] > strip[..., 0] + 30) & (strip[..., 1] > strip[..., 2] + 30)
+    assert green[:, -300:].sum() > 5000  # of a mask of 600 pixels

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from label_studio_segagent.hlmat.trajectory import (
     decode_mask,
     encode_mask,
     read_trajectories,
+    write_lines,
     write_trajectories,
 )
 
@@ -237,3 +239,40 @@ def test_sample_defaults() -> None:
     assert sample.void is None and sample.id == ""
     with pytest.raises(AttributeError):
         sample.prompt = "dog"  # type: ignore[misc]
+
+
+def test_the_target_is_the_true_mask_where_it_is_known() -> None:
+    trajectory = example()
+    last = trajectory.steps[-1].mask
+    assert trajectory.target is last
+    trajectory.meta["target"] = encode_mask(~last)
+    again = Trajectory.from_json(trajectory.to_json())
+    assert again.target is not None and np.array_equal(again.target, ~last)
+    trajectory.meta["target"] = "no mask"
+    with pytest.raises(InputError, match="RLE"):
+        _ = trajectory.target
+    assert Trajectory("nothing").target is None
+
+
+@pytest.mark.parametrize("length", [10, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
+@pytest.mark.parametrize("ended", [True, False])
+def test_only_the_end_of_a_file_is_mended(tmp_path: Path, length: int, ended: bool) -> None:
+    path = tmp_path / "t.jsonl"
+    first, last = Trajectory("x" * length), Trajectory("y" * (2 * length))
+    write_trajectories(path, [first, last])
+    if not ended:
+        path.write_bytes(path.read_bytes()[:-2])
+    write_trajectories(path, [example("three")])
+    assert [t.prompt[:1] for t in read_trajectories(path)] == (["x", "y", "t"] if ended else ["x", "t"])
+
+
+def test_a_line_is_on_disk_before_the_next_is_made(tmp_path: Path) -> None:
+    path, seen = tmp_path / "t.jsonl", []
+
+    def lines() -> Iterator[str]:
+        for number in range(3):
+            seen.append(path.read_bytes().count(b"\n"))
+            yield Trajectory(str(number)).to_json()
+
+    write_lines(path, lines())
+    assert seen == [0, 1, 2]

@@ -372,3 +372,19 @@ def test_any_tree_is_a_config_or_a_config_error(children: list[Any]) -> None:
         names = [label.name for _, label in config.outputs(image.name, data)]
         assert len(names) == len(set(names))
         assert all(label.prompt(data) for _, label in config.outputs(image.name, data))
+
+
+def test_the_prompt_that_an_annotator_typed() -> None:
+    config = LabelConfig.parse(
+        """<View><Image name="image" value="$image"/>
+        <BrushLabels name="b" toName="image"><Label value="x"/></BrushLabels>
+        <TextArea name="prompt" toName="image"/><TextArea name="note" toName="image"/></View>"""
+    )
+
+    def typed(text: object, name: str = "prompt") -> dict[str, object]:
+        return {"type": "textarea", "from_name": name, "value": {"text": text}}
+
+    assert config.prompt_text([typed(["the left", "one"]), typed("  "), typed("a note", "note")]) == "the left one"
+    assert config.prompt_text([typed("old"), typed(" new ")]) == "new"
+    for nothing in (None, 5, [], [None, "x"], [typed(None)], [{"type": "textarea", "from_name": "prompt", "value": 5}]):
+        assert config.prompt_text(nothing) == ""

@@ -208,3 +208,18 @@ def test_parts_outside_of_the_box_that_nobody_clicked_are_not_of_the_object() ->
     assert ((kept > 0)[:, :30] == (logits > 0)[:, :30]).all()  # it may stick out
     assert (kept > 0)[30:35, 40:45].all() and not (kept > 0)[2:5, 50:55].any()
     assert not (without_strays(logits, box, np.zeros((0, 3), np.float32)) > 0)[30:35, 40:45].any()
+
+
+def test_a_fresh_state_remembers_no_clicks(segmenter: EmbeddedSegmenter, image: np.ndarray) -> None:
+    state = segmenter.set_image(image)
+    expected = segmenter.predict(state, [Click(60, 50)])
+    assert state.features.zoomed
+    fresh = segmenter.fresh(state)
+    assert fresh.features.maps is state.features.maps and not fresh.features.zoomed
+    segmenter.predict(state, [Click(150, 100)])
+    same(segmenter.predict(segmenter.fresh(state), [Click(60, 50)]), expected)
+    with pytest.raises(InputError, match="another segmenter"):
+        segmenter.fresh(ImageState(image))
+    other = load_segmenter("grabcut")
+    kept = other.set_image(image)
+    assert other.fresh(kept) is kept

@@ -124,6 +124,18 @@ def test_passing_failures_are_tried_again_later_and_later(office: Office) -> Non
     assert office.inbox.pending_heads() == []
 
 
+def test_submitted_annotations_are_checked_when_that_is_wanted(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+    office.annotate(1)
+    assert office.look(0) == [] and office.look(6) == ["1: annotations were submitted"] and office.look(99) == []
+    assert office.queue.do_next({"qc": lambda job, report: {}})
+    assert office.look(99) == []
+    office.annotate(1)
+    assert office.look(6) == ["1: annotations were submitted"]
+
+
 def test_lost_jobs_are_revived(office: Office) -> None:
     office.annotate(3)
     office.look(40)

@@ -120,5 +120,10 @@ def test_the_page_lists_versions_for_browsers_only(
     page = client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     assert "Project 7" in page and "one" in page and client.get("/jobs").get_json() == {"jobs": []}
     assert client.get("/pictures/7/one/policy.safetensors").status_code == 404
+    (store.folder / "7" / "one" / "held-out-0.png").write_bytes(b"png")
+    with client.get("/pictures/7/one/held-out-0.png") as answer:
+        assert answer.get_data() == b"png"
+    away = {"REMOTE_ADDR": "10.0.0.9"}  # without a password, images of a project are for this machine only
+    assert client.get("/pictures/7/one/held-out-0.png", environ_base=away).status_code == 404
     assert client.get("/pictures/7/.training/x.png").status_code == 404
     assert client.get("/pictures/7/..%2f..%2fx/y.png").status_code == 404
