@@ -311,12 +311,12 @@ def test_star_without_data(tmp_path: Path, clean_environment: None) -> None:
 
 def test_a_language_model_improves(model: Path, tmp_path: Path) -> None:
     """All bars lie at the same place, so that a few seconds suffice."""
-    samples = [sample(seed) for seed in range(8)]
+    samples = [sample(seed) for seed in range(12)]
     fit = MllmSettings(epochs=14, batch=4, full=True, rate=2e-3)
     rounds = star(
-        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:6], tmp_path / "star", StarSettings(1, fit=fit),
-        held_out=samples[6:],
+        MllmTrainer(f"hf:{model}"), load_policy, Brush(), samples[:10], tmp_path / "star", StarSettings(1, fit=fit),
+        held_out=samples[10:],
     )  # fmt: skip
     first, second = (one.miou or 0.0 for one in rounds)
     assert second > 0.75 and second >= first, rounds
-    assert rounds[1].tally.kept and rounds[1].tally.trajectories == 6
+    assert rounds[1].tally.kept and rounds[1].tally.trajectories == 10
