@@ -123,7 +123,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(model_version=models.predictor(_project_id(_json_object().get("project"))).model_version)
+        return jsonify(model_version=models.predictor(_project_id((_body() or {}).get("project"))).model_version)
 
     @app.get("/versions")
     def versions() -> Response:
@@ -188,12 +188,18 @@ def _project_id(value: Any) -> int | None:
     return int(number) if number.isdecimal() and len(number) < 19 else None
 
 
-def _json_object() -> dict[str, Any]:
+def _body() -> dict[str, Any] | None:
+    """The request's JSON object, if it is one."""
     try:
         body = request.get_json(force=True, silent=True)
     except RecursionError:
         body = None
-    if not isinstance(body, dict):
+    return body if isinstance(body, dict) else None
+
+
+def _json_object() -> dict[str, Any]:
+    body = _body()
+    if body is None:
         raise _BadRequest("the body must be a JSON object")
     return body
 
