@@ -140,9 +140,9 @@ def main() -> None:
             present = sum(right for _, right in found)
             for least in np.linspace(0.05, 0.95, 19):
                 said = [(c, right) for c, right in found if c >= least]
-                hits = sum(right for _, right in said)
+                hits = int(sum(right for _, right in said))
                 curve.append((float(least), hits / max(len(said), 1), hits / max(present, 1)))
-            results["missing_objects"] = {"images": present, "threshold_precision_recall": curve}
+            results["missing_objects"] = {"images": int(present), "threshold_precision_recall": curve}
     Console(width=160).print(table)
     for least, precision, recall in results["missing_objects"]["threshold_precision_recall"]:
         Console().print(f"missing objects, confidence {least:.2f}: precision {precision:.2f}, recall {recall:.2f}")
