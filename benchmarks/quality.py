@@ -30,6 +30,7 @@ from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.policy_data import Scene, is_development, read_scenes
 
 _COPIES = 4
+_GAIN = 0.05
 _LEAST = 0.005
 """Share of the image that an object has at least."""
 
@@ -57,7 +58,9 @@ def corrupted(
             evidence.append(one.evidence)
             # A mask that has slipped to another instance of the label is a good mask of that one.
             true.append(max(iou(one.mask, other) for other in same))
-            refined.append((iou(one.mask, mask), iou(one.refined, mask)))
+            # As `segagent refine` does: only where the policy expects a gain.
+            better = one.refined if one.refined_rating - one.evidence.rating >= _GAIN else one.mask
+            refined.append((iou(one.mask, mask), iou(better, mask)))
     return evidence, true, refined, seconds / max(count, 1)
 
 
