@@ -23,7 +23,7 @@ from ..quality.calibration import Calibration, fit_calibration, shipped
 from ..quality.evidence import gather
 from ..quality.export import FORMATS, export, judge
 from ..quality.issues import Thresholds
-from ..quality.project import Annotated, Finding, FindingStore, group_records, inspect_all
+from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
 from ..quality.writeback import add_control, clear, has_control, put_queue, write_findings
 from ..training.mask_corruption import corrupt_mask
@@ -125,9 +125,15 @@ def check_project(
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
             by_task.setdefault(finding.task, []).append(finding)
+        notes = WrittenLog(folder / "written.jsonl")
+        written = notes.read()
         for number, (task, findings) in enumerate(by_task.items()):
+            digest = f"{' '.join(sorted(finding.key for finding in findings))} {done.boxes}"
+            if written.get(task) == digest:
+                continue
             try:
                 write_findings(client, project, task, findings, agent.version, done.boxes)
+                notes.add(task, digest)
             except SegAgentError as error:
                 done.failures.append((task, str(error)))
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
@@ -195,6 +201,7 @@ def clear_project(settings: Settings, project: int) -> int:
         count = clear(client, project)
     folder = project_folder(settings, project)
     FindingStore(folder / "quality.jsonl").clear()
+    WrittenLog(folder / "written.jsonl").clear()
     (folder / "calibration.json").unlink(missing_ok=True)
     return count
 
