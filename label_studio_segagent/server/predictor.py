@@ -21,6 +21,7 @@ from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, ImageTag, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
+from ..labelstudio.standing import standing_region
 from ..segmenters.cache import EmbeddingCache
 
 __all__ = ["BatchResult", "Item", "Predictor"]
@@ -273,18 +274,22 @@ class Predictor:
             [rollouts] = self.agent.segment_all_batch([(image, prompt)], max_instances=self._max_instances)
         else:
             same = [r for r in regions if (r.to_name, r.item_index) == (new.to_name, new.item_index)]
-            rollouts = [self._follow(image, prompt, same)]
+            standing = standing_region(task, new, image.shape[0], image.shape[1]) if new.shape == "keypoint" else None
+            rollouts = [self._follow(image, prompt, same, None if standing is None else standing[1])]
         written = [result for r in rollouts for result in write_region(r.mask, control, label, _rating(r), item_index)]
+        if new is not None and standing is not None and written:
+            _take_over(written, standing[0].id)
         return self._prediction(written, [_rating(r) for r in rollouts]), rollouts
 
-    def _follow(self, image: Image, prompt: str, regions: Sequence[Region]) -> Rollout:
-        """Segment what a person's regions on one picture point at."""
+    def _follow(self, image: Image, prompt: str, regions: Sequence[Region], standing: Mask | None) -> Rollout:
+        """Segment what a person's regions on one picture point at; `standing` is the mask that they correct, if any."""
         height, width = image.shape[:2]
         new = regions[-1]
         clicks = [region.click(height, width) for region in regions if region.shape == "keypoint"]
         areas = [region for region in regions if region.shape != "keypoint" and region.labels == new.labels]
         if new.shape == "keypoint":
-            prior = _union([r.mask(height, width) for r in areas if r.shape not in ("rectangle", "ellipse")])
+            given = [r.mask(height, width) for r in areas if r.shape not in ("rectangle", "ellipse")]
+            prior = _union(given) if standing is None else standing
             boxes = [r.box(height, width) for r in areas if r.shape in ("rectangle", "ellipse")]
             return self.agent.follow(image, prompt, clicks, box=boxes[-1] if boxes else None, prior=prior)
         if new.shape in ("rectangle", "ellipse"):
@@ -293,6 +298,14 @@ class Predictor:
         if not drawn.any():
             raise RegionError(f"the drawn {new.shape} covers no pixel of the {width}x{height} image")
         return self.agent.refine(image, prompt, drawn)
+
+
+def _take_over(results: Sequence[dict[str, Any]], region: str) -> None:
+    """Give the first region of a result the id of one that is there: Label Studio then replaces that one."""
+    first = results[0]["id"]
+    for result in results:
+        if result["id"] == first:
+            result["id"] = region
 
 
 def _union(masks: Sequence[Mask]) -> Mask | None:

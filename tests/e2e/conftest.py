@@ -34,6 +34,12 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabe
 
 
 @pytest.fixture(scope="session")
+def personal_token(label_studio: LocalLabelStudio) -> str:
+    """The user's personal access token; Label Studio gives a user only one."""
+    return label_studio.create_personal_access_token()
+
+
+@pytest.fixture(scope="session")
 def backend(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     folder = tmp_path_factory.mktemp("backend")
     os.environ["PYTHONUNBUFFERED"] = "1"

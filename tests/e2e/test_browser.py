@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ from support import CONFIG, Backend
 
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
-from label_studio_segagent.labelstudio.regions import read_regions
+from label_studio_segagent.labelstudio.regions import Region, read_regions
 
 pytestmark = pytest.mark.browser
 
@@ -33,6 +34,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1500,1100"
 )
 REGIONS = "return window.Htx?.annotationStore?.selected?.regions.length ?? 0"
+REJECT, ACCEPT = (f"//*[contains(@class, 'auto-accept__info')]/following::button[{n}]" for n in (1, 2))
 SUGGESTIONS = "return window.Htx.annotationStore.selected.suggestions.size"
 
 
@@ -122,6 +124,32 @@ def drawn(browser: webdriver.Chrome, photo: Path) -> np.ndarray[Any, np.dtype[np
     return redder
 
 
+def smart_click(browser: webdriver.Chrome, task: Task, x: int, y: int) -> None:
+    """Switch auto-annotation on, take the smart key point, and click on a pixel of the photograph."""
+    height, width = task.predicted.shape
+    if not browser.execute_script("return window.Htx.autoAnnotation"):  # Label Studio remembers it
+        browser.find_element(By.CSS_SELECTOR, "[data-testid=bottombar-auto-annotation-toggle]").click()
+    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".lsf-tool_smart"))
+    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[1].click()
+    ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".lsf-tool_smart")).perform()
+    tool = "[aria-label=key-point-tool]"
+    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, tool).is_displayed())
+    browser.find_element(By.CSS_SELECTOR, tool).click()
+    rect = image_rect(browser)
+    place = rect["left"] + x / width * rect["width"], rect["top"] + y / height * rect["height"]
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(*map(round, place)).click()
+    actions.perform()
+
+
+def submit(browser: webdriver.Chrome, label_studio: LocalLabelStudio, task: Task) -> list[Region]:
+    """Submit the annotation; returns its regions as they are saved."""
+    browser.find_element(By.CSS_SELECTOR, "[aria-label='Submit current annotation']").click()
+    annotations = f"/api/tasks/{task.id}/annotations/"
+    saved = wait(browser, lambda _: label_studio.client.call("GET", annotations))
+    return read_regions(saved[0]["result"])
+
+
 SHAPES = {
     "bitmask": "<BitmaskLabels {on}>{label}</BitmaskLabels>",
     "polygon": "<PolygonLabels {on}>{label}</PolygonLabels>",
@@ -152,30 +180,35 @@ def test_a_smart_click_adds_an_object(
     open_task(browser, label_studio, task)
     keep(browser, "prediction.png")
 
-    browser.find_element(By.CSS_SELECTOR, "[data-testid=bottombar-auto-annotation-toggle]").click()
-    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".lsf-tool_smart"))
-    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[1].click()
-    ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".lsf-tool_smart")).perform()
-    tool = "[aria-label=key-point-tool]"
-    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, tool).is_displayed())
-    browser.find_element(By.CSS_SELECTOR, tool).click()
     x, y = 365, 400  # the second flower, at the bottom
-    rect = image_rect(browser)
-    place = rect["left"] + x / width * rect["width"], rect["top"] + y / height * rect["height"]
-    actions = ActionChains(browser)
-    actions.w3c_actions.pointer_action.move_to_location(*map(round, place)).click()
-    actions.perform()
+    smart_click(browser, task, x, y)
     wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 1)
     wait(browser, lambda b: drawn(b, task.photo)[y - 15 : y - 3, x - 8 : x + 8].mean() > 0.5)
     keep(browser, "smart-click.png")
 
-    browser.find_element(By.XPATH, "//*[contains(@class, 'auto-accept__info')]/following::button[2]").click()
+    browser.find_element(By.XPATH, ACCEPT).click()
     wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 0)
-    browser.find_element(By.CSS_SELECTOR, "[aria-label='Submit current annotation']").click()
-    annotations = f"/api/tasks/{task.id}/annotations/"
-    saved = wait(browser, lambda _: label_studio.client.call("GET", annotations))
-    regions = read_regions(saved[0]["result"])
+    regions = submit(browser, label_studio, task)
     assert [region.type for region in regions] == ["brushlabels", "brushlabels"]
     masks = [region.mask(height, width) for region in regions]
     assert max(iou(mask, task.predicted) for mask in masks) > 0.98
     assert any(mask[y, x] and not task.predicted[y, x] for mask in masks)
+
+
+@pytest.mark.parametrize("decision", ["accept", "reject"])
+def test_a_smart_click_beside_an_object_corrects_it(
+    label_studio: LocalLabelStudio, signed_in: webdriver.Chrome, make_task: Callable[[str], Task], decision: str
+) -> None:
+    browser, task = signed_in, make_task(CONFIG)
+    open_task(browser, label_studio, task)
+    distance = cv2.distanceTransform((~task.predicted).astype(np.uint8), cv2.DIST_L2, 5)
+    rows, columns = np.nonzero((distance > 4) & (distance < 8))
+    middle = len(rows) // 2
+    smart_click(browser, task, int(columns[middle]), int(rows[middle]))
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 1)
+    browser.find_element(By.XPATH, ACCEPT if decision == "accept" else REJECT).click()
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 0)
+    # Still one region: corrected when that was wanted, and as it was when not.
+    [region] = submit(browser, label_studio, task)
+    same = iou(region.mask(*task.predicted.shape), task.predicted)
+    assert 0.8 < same < 0.999 if decision == "accept" else same == 1

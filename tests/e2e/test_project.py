@@ -54,9 +54,9 @@ def count(label_studio: LocalLabelStudio, project: int) -> int:
 
 @pytest.mark.parametrize("kind", ["legacy", "pat"])
 def test_what_was_drawn_is_read_as_it_was_drawn(
-    label_studio: LocalLabelStudio, project: dict[str, Any], tmp_path: Path, kind: str
+    label_studio: LocalLabelStudio, project: dict[str, Any], tmp_path: Path, kind: str, personal_token: str
 ) -> None:
-    token = label_studio.token if kind == "legacy" else label_studio.create_personal_access_token()
+    token = label_studio.token if kind == "legacy" else personal_token
     client = LabelStudioClient(label_studio.url, token)
     loader = ImageLoader(client, tmp_path / "cache")
     before, failures = count(label_studio, project["id"]), []
