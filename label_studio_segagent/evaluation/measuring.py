@@ -51,12 +51,12 @@ class Outcome:
 
     Attributes:
         rows: With the trajectory of each, whose meta has what a picture of it needs.
-        empty: Objects without a pixel.
+        empty: Keys of objects without a pixel.
         failures: (object id, reason).
     """
 
     rows: list[tuple[Row, Trajectory]] = field(default_factory=list)
-    empty: int = 0
+    empty: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -90,7 +90,7 @@ class Evaluator:
 
     def __init__(self, agent: SegAgent, protocol: Protocol, starts: Mapping[str, Any] | None = None) -> None:
         self.agent, self.protocol, self.starts = agent, protocol, starts or {}
-        self.blind = SegAgent(Blind(agent.policy), agent.segmenter, agent.max_clicks, cache=agent.cache)
+        self.blind = SegAgent(Blind(agent.policy.tireless()), agent.segmenter, agent.max_clicks, cache=agent.cache)
 
     def picture(self, group: Sequence[Record]) -> Outcome:
         """The objects on one picture; one that fails is named in the outcome and the others go on."""
@@ -125,7 +125,7 @@ class Evaluator:
                 if sample.void is not None:
                     sample = replace(sample, mask=sample.mask & ~sample.void)
                 if not sample.mask.any():
-                    out.empty += 1
+                    out.empty.append(record.key)
                     continue
                 beside = [mask for outline, mask in others.items() if outline != record.outline]
                 objects.append(_Object(record, sample, self._start(record, sample, beside)))

@@ -90,7 +90,8 @@ def evaluate(
     """Measure an agent on every object; those that have been measured already are not measured again.
 
     Killed at any moment, it goes on where it was when called again: only times can differ. Into `out` are written
-    `settings.json`, `objects.jsonl` (a `Row` a line) and `trajectories.jsonl`, with the rows' keys in the meta.
+    `settings.json`, `objects.jsonl` (a `Row` a line), `empty.txt` (keys of objects without a pixel), and
+    `trajectories.jsonl`, with the rows' keys in the meta.
 
     Args:
         records: The objects, those on the same picture next to each other.
@@ -111,7 +112,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", result.settings)
     done = read_rows(out / "objects.jsonl")
-    result.known = len({record.key for record in records} & set(done))
+    empty = set(_whole_lines(out / "empty.txt"))
+    result.known = sum(record.key in done for record in records)
     prepare: Callable[[], Callable[[list[Record]], Outcome]] = partial(_prepare, build, protocol, starts)
     if jobs == 1:
         evaluator = Evaluator(agent, protocol, starts)
@@ -121,7 +123,7 @@ def evaluate(
 
     def groups() -> Iterator[list[Record]]:
         for group in by_picture(records):
-            if all(record.key in done for record in group):
+            if all(record.key in done or record.key in empty for record in group):
                 progress(len(group))
             else:
                 yield group
@@ -131,11 +133,14 @@ def evaluate(
         fresh = [(row, trajectory) for row, trajectory in outcome.rows if row.key not in done]
         write_lines(out / "trajectories.jsonl", [trajectory.to_json() for _, trajectory in fresh])
         write_lines(out / "objects.jsonl", [row.to_json() for row, _ in fresh])
+        write_lines(out / "empty.txt", [key for key in outcome.empty if key not in empty])
         done |= {row.key: row for row, _ in fresh}
-        result.empty += outcome.empty
+        empty.update(outcome.empty)
         result.failures += outcome.failures
         progress(len(group))
-    result.rows = [done[key] for key in dict.fromkeys(record.key for record in records) if key in done]
+    keys = dict.fromkeys(record.key for record in records)
+    result.rows = [done[key] for key in keys if key in done]
+    result.empty = len(empty.intersection(keys))
     result.seconds = time.monotonic() - started
     return result
 
@@ -180,12 +185,12 @@ def read_rows(path: Path) -> dict[str, Row]:
     Raises:
         InputError: Another line is not a row.
     """
-    rows: dict[str, Row] = {}
+    rows = [Row.from_json(line) for line in _whole_lines(path)]
+    return {row.key: row for row in rows}
+
+
+def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
-        return rows
+        return []
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                row = Row.from_json(line.decode("utf-8", "replace"))
-                rows[row.key] = row
-    return rows
+        return [line.decode("utf-8", "replace").rstrip("\n") for line in file if line.endswith(b"\n")]
