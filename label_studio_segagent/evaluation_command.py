@@ -58,7 +58,9 @@ def evaluate(
         bool, typer.Option("--noc", help="Also NoC and NoF: up to 20 simulated clicks on the segmenter, each (slow).")
     ] = False,
     jobs: Annotated[int, typer.Option(help="Processes; each loads the models.", min=1)] = 1,
-    limit: Annotated[int | None, typer.Option(help="Only so many objects, drawn at random.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many pictures, drawn at random, with all their objects.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of --limit and of corruptions.", min=0)] = 0,
 ) -> None:
     """Measure policy and segmenter on objects whose masks are known.
@@ -105,7 +107,7 @@ def _run(
     starts = None if start in (None, "corrupted") else read_starts(Path(str(start)))
     protocol = Protocol(blind, noc, "masks" if starts is not None else start or "", seed)
     settings = load_settings(**models)
-    objects = chosen(list(records), limit, seed)
+    objects = chosen(records, limit, seed)
     columns = (SpinnerColumn(), TextColumn("objects"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         bar = progress.add_task("", total=len(objects))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,16 @@ class Evaluated:
     seconds: float = 0.0
 
 
-def chosen(records: Sequence[Record], limit: int | None, seed: int = 0) -> list[Record]:
-    """A random subset of the records, in their order; all without a limit."""
-    if limit is None or limit >= len(records):
-        return list(records)
-    places = np.random.default_rng(seed).choice(len(records), limit, replace=False)
-    return [records[place] for place in sorted(places)]
+def chosen(records: Iterable[Record], limit: int | None, seed: int = 0) -> list[Record]:
+    """The records on so many pictures, drawn at random, in their order; all without a limit.
+
+    Pictures are drawn whole: whether a label means one object or several depends on what else is on its picture.
+    """
+    groups = list(by_picture(records))
+    if limit is not None and limit < len(groups):
+        places = np.random.default_rng(seed).choice(len(groups), limit, replace=False)
+        groups = [groups[place] for place in sorted(places)]
+    return [record for group in groups for record in group]
 
 
 def read_starts(path: Path) -> dict[str, Any]:

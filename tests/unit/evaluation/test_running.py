@@ -150,13 +150,18 @@ def test_files_of_masks_that_are_none(tmp_path: Path, content: str) -> None:
         read_starts(tmp_path / "nowhere.jsonl")
 
 
-def test_a_random_subset_in_order(records: list[Record]) -> None:
-    many = [replace(records[0], id=str(i)) for i in range(100)]
+def test_random_pictures_with_all_their_objects(records: list[Record]) -> None:
+    many = [
+        replace(records[0], id=f"{picture}/{place}", image=Path(f"{picture}.png"))
+        for picture in range(100)
+        for place in range(2)
+    ]
     some = chosen(many, 10)
-    places = [int(record.id) for record in some]
-    assert places == sorted(set(places)) and len(places) == 10 and places != list(range(10))
+    places = [many.index(record) for record in some]
+    assert places == sorted(set(places)) and len(places) == 20 and places != list(range(20))
+    assert all(place + 1 in places for place in places if place % 2 == 0)
     assert some == chosen(many, 10) != chosen(many, 10, seed=1)
-    assert chosen(many, None) == many == chosen(many, 200)
+    assert chosen(many, None) == many == chosen(iter(many), 200)
 
 
 def test_a_killed_run_goes_on(records: list[Record], tmp_path: Path) -> None:
