@@ -169,7 +169,9 @@ def _settings(
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=2), "utf-8")
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(settings, indent=2), "utf-8")
+        fresh.replace(path)  # a kill leaves all of it or nothing
         return
     try:
         before = json.loads(path.read_text("utf-8"))
