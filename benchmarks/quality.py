@@ -30,6 +30,7 @@ from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.policy_data import Scene, is_development, read_scenes
 
 _COPIES = 4
+_GAIN = 0.05
 _LEAST = 0.005
 """Share of the image that an object has at least."""
 
@@ -57,7 +58,9 @@ def corrupted(
             evidence.append(one.evidence)
             # A mask that has slipped to another instance of the label is a good mask of that one.
             true.append(max(iou(one.mask, other) for other in same))
-            refined.append((iou(one.mask, mask), iou(one.refined, mask)))
+            # As `segagent refine` does: only where the policy expects a gain.
+            better = one.refined if one.refined_rating - one.evidence.rating >= _GAIN else one.mask
+            refined.append((iou(one.mask, mask), iou(better, mask)))
     return evidence, true, refined, seconds / max(count, 1)
 
 
@@ -140,9 +143,9 @@ def main() -> None:
             present = sum(right for _, right in found)
             for least in np.linspace(0.05, 0.95, 19):
                 said = [(c, right) for c, right in found if c >= least]
-                hits = sum(right for _, right in said)
+                hits = int(sum(right for _, right in said))
                 curve.append((float(least), hits / max(len(said), 1), hits / max(present, 1)))
-            results["missing_objects"] = {"images": present, "threshold_precision_recall": curve}
+            results["missing_objects"] = {"images": int(present), "threshold_precision_recall": curve}
     Console(width=160).print(table)
     for least, precision, recall in results["missing_objects"]["threshold_precision_recall"]:
         Console().print(f"missing objects, confidence {least:.2f}: precision {precision:.2f}, recall {recall:.2f}")

@@ -17,10 +17,11 @@ from pycocotools import mask as coco_mask
 from ..datasets.record import Record
 from ..errors import InputError
 from ..hlmat.arrays import mask_box
-from ..hlmat.trajectory import decode_mask
+from ..hlmat.trajectory import decode_mask, encode_mask
+from .consensus import Agreed
 from .project import Annotated, Finding
 
-__all__ = ["FORMATS", "Verdict", "export", "judge"]
+__all__ = ["FORMATS", "Verdict", "export", "judge", "write_consensus"]
 
 FORMATS = ("coco", "labelstudio", "masks")
 
@@ -142,6 +143,36 @@ def _coco(kept: Sequence[Verdict], out: Path) -> None:
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     content = {"images": list(images.values()), "annotations": annotations, "categories": categories}
     (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Path) -> None:
+    """Write `consensus.json` in COCO format, with `votes` and `of` in every annotation, and its `images/`.
+
+    Args:
+        agreed: By (task, image file).
+        out: Folder; made when missing.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    names = sorted({one.label for group in agreed.values() for one in group})
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for (task, path), group in agreed.items():
+        name = f"{task}-{Path(path).stem[:8]}{Path(path).suffix}"
+        shutil.copyfile(path, out / "images" / name)
+        for one in group:
+            rle = encode_mask(one.mask)
+            box = [float(n) for n in coco_mask.toBbox(rle)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": len(images) + 1, "category_id": names.index(one.label) + 1,
+                "segmentation": rle, "area": int(coco_mask.area(rle)), "bbox": box,
+                "iscrowd": 0, "votes": one.votes, "of": one.of,
+            })  # fmt: skip
+        with PilImage.open(path) as picture:
+            width, height = picture.size
+        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height, "task": task})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (out / "consensus.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
 
 def _masks(kept: Sequence[Verdict], out: Path) -> None:

@@ -23,7 +23,7 @@ from .calibration import Calibration
 from .inspection import Inspection, inspect
 from .issues import Thresholds
 
-__all__ = ["Annotated", "Finding", "FindingStore", "group_records", "inspect_all"]
+__all__ = ["Annotated", "Finding", "FindingStore", "WrittenLog", "group_records", "inspect_all"]
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,38 @@ class FindingStore:
         part = self._path.with_suffix(".part")
         part.write_text("".join(json.dumps(asdict(f), ensure_ascii=False) + "\n" for f in findings), "utf-8")
         part.replace(self._path)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._path.unlink(missing_ok=True)
+
+
+class WrittenLog:
+    """Which findings of which task have been written to Label Studio; a JSONL file, the last line about a task counts.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[int, str]:
+        """A digest of what was written, by task."""
+        found: dict[int, str] = {}
+        for line in self._path.read_text("utf-8").splitlines() if self._path.exists() else ():
+            try:
+                task, digest = json.loads(line)
+                found[int(task)] = str(digest)
+            except (ValueError, TypeError):  # cut short by a crash: it is written once more
+                continue
+        return found
+
+    def add(self, task: int, digest: str) -> None:
+        """Note that a task has been written."""
+        broken = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if broken else "") + json.dumps([task, digest]) + "\n")
 
     def clear(self) -> None:
         """Forget everything."""

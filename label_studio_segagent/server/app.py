@@ -28,7 +28,7 @@ from .prewarm import Prewarmer
 from .settings import Settings, load_settings
 from .status import status_pages
 
-__all__ = ["add_auth", "create_app"]
+__all__ = ["add_auth", "count_annotations", "create_app", "project_id"]
 
 WEBHOOK_SECRET_HEADER = "X-SegAgent-Secret"
 _BUSY_WAIT = 30.0
@@ -123,11 +123,11 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(model_version=models.predictor(_project_id(_json_object().get("project"))).model_version)
+        return jsonify(model_version=models.predictor(project_id((_body() or {}).get("project"))).model_version)
 
     @app.get("/versions")
     def versions() -> Response:
-        return jsonify(versions=models.versions(_project_id(request.args.get("project"))))
+        return jsonify(versions=models.versions(project_id(request.args.get("project"))))
 
     @app.get("/metrics")
     def prometheus() -> Response:
@@ -144,7 +144,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         params = body.get("params")
         context = params.get("context") if isinstance(params, dict) else None
         started = time.monotonic()
-        predictor = models.predictor(_project_id(body.get("project")))
+        predictor = models.predictor(project_id(body.get("project")))
         if isinstance(context, dict):
             with gate.enter(batch=False):
                 answer, rollouts = predictor.interact(tasks[0], config, context)
@@ -166,7 +166,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         body = _json_object()
         action = str(body.get("action") or "UNKNOWN")[:100]
         project = body.get("project")
-        inbox.put(action, project.get("id") if isinstance(project, dict) else None, raw, _count_annotations(body))
+        inbox.put(action, project.get("id") if isinstance(project, dict) else None, raw, count_annotations(body))
         metrics.count_event(action)
         tasks, config = body.get("tasks"), project.get("label_config") if isinstance(project, dict) else None
         if action == "TASKS_CREATED" and isinstance(tasks, list) and isinstance(config, str):
@@ -176,24 +176,30 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     return app
 
 
-def _count_annotations(event: dict[str, Any]) -> int:
+def count_annotations(event: dict[str, Any]) -> int:
     """How many annotations an event is about: one, a list of new ones, or a list of deleted ones."""
     about = event.get("annotation") or event.get("annotations")
     return len(about) if isinstance(about, list) else int(isinstance(about, dict))
 
 
-def _project_id(value: Any) -> int | None:
+def project_id(value: Any) -> int | None:
     """The id in "<id>.<created>", as Label Studio names projects to a backend."""
     number = str(value).partition(".")[0]
     return int(number) if number.isdecimal() and len(number) < 19 else None
 
 
-def _json_object() -> dict[str, Any]:
+def _body() -> dict[str, Any] | None:
+    """The request's JSON object, if it is one."""
     try:
         body = request.get_json(force=True, silent=True)
     except RecursionError:
         body = None
-    if not isinstance(body, dict):
+    return body if isinstance(body, dict) else None
+
+
+def _json_object() -> dict[str, Any]:
+    body = _body()
+    if body is None:
         raise _BadRequest("the body must be a JSON object")
     return body
 

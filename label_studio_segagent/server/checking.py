@@ -20,10 +20,11 @@ from ..labelstudio.images import ImageLoader
 from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
 from ..quality.calibration import Calibration, fit_calibration, shipped
+from ..quality.consensus import annotator_scores, consensus
 from ..quality.evidence import gather
-from ..quality.export import FORMATS, export, judge
+from ..quality.export import FORMATS, export, judge, write_consensus
 from ..quality.issues import Thresholds
-from ..quality.project import Annotated, Finding, FindingStore, group_records, inspect_all
+from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
 from ..quality.writeback import add_control, clear, has_control, put_queue, write_findings
 from ..training.mask_corruption import corrupt_mask
@@ -37,6 +38,7 @@ __all__ = [
     "check_job",
     "check_project",
     "clear_project",
+    "compare_annotators",
     "export_project",
     "project_folder",
 ]
@@ -125,9 +127,15 @@ def check_project(
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
             by_task.setdefault(finding.task, []).append(finding)
+        notes = WrittenLog(folder / "written.jsonl")
+        written = notes.read()
         for number, (task, findings) in enumerate(by_task.items()):
+            digest = f"{' '.join(sorted(finding.key for finding in findings))} {done.boxes}"
+            if written.get(task) == digest:
+                continue
             try:
                 write_findings(client, project, task, findings, agent.version, done.boxes)
+                notes.add(task, digest)
             except SegAgentError as error:
                 done.failures.append((task, str(error)))
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
@@ -181,6 +189,46 @@ def export_project(
     return counts
 
 
+def compare_annotators(
+    settings: Settings, project: int, out: Path | None = None
+) -> tuple[dict[Any, dict[str, Any]], int, int]:
+    """How well the annotators of a project agree with each other and with ground truth.
+
+    Args:
+        settings: Of the server.
+        project: Project id.
+        out: Folder for `consensus.json`, the objects that most of the annotators of a picture drew, in COCO format.
+
+    Returns:
+        See `annotator_scores`; the number of pictures that several people drew on, and of objects agreed upon.
+
+    Raises:
+        ApiError: Label Studio does not answer.
+        ConfigError: There is no Label Studio to ask.
+    """
+    client = build_client(settings)
+    if client is None:
+        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to look at")
+    folder = project_folder(settings, project)
+    with closing(client), closing(build_loader(settings, client)) as loader:
+        annotated = _read(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
+    pictures: dict[tuple[int, str], dict[Any, list[tuple[str, Any]]]] = {}
+    truths: dict[tuple[int, str], list[tuple[str, Any]]] = {}
+    for one in annotated:
+        key = (one.meta["task"], str(one.image))
+        drawn = [(record.prompt, decode_mask(record.mask)) for record in one.records]
+        if one.meta.get("ground_truth"):
+            truths[key] = drawn
+        else:
+            pictures.setdefault(key, {})[one.meta.get("by")] = drawn
+    scores = annotator_scores(list(pictures.values()), [truths.get(key) for key in pictures])
+    several = {key: drawn for key, drawn in pictures.items() if len(drawn) > 1}
+    agreed = {key: consensus(list(drawn.values())) for key, drawn in several.items()}
+    if out is not None:
+        write_consensus(agreed, out)
+    return scores, len(several), sum(map(len, agreed.values()))
+
+
 def clear_project(settings: Settings, project: int) -> int:
     """Remove every trace of quality control from a project; returns how many tasks had something.
 
@@ -195,6 +243,7 @@ def clear_project(settings: Settings, project: int) -> int:
         count = clear(client, project)
     folder = project_folder(settings, project)
     FindingStore(folder / "quality.jsonl").clear()
+    WrittenLog(folder / "written.jsonl").clear()
     (folder / "calibration.json").unlink(missing_ok=True)
     return count
 

@@ -118,6 +118,30 @@ def export(
 
 
 @app.command()
+def annotators(
+    project: ProjectOption,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for consensus.json: the objects that most annotators of a picture drew.")
+    ] = None,
+) -> None:
+    """Show how well annotators agree with each other, and with ground-truth annotations (honeypots)."""
+    from .checking import compare_annotators
+    from .settings import load_settings
+
+    with _reporting():
+        scores, several, agreed = compare_annotators(load_settings(), project, out)
+    table = Table("user id", "pictures", "shared", "agreement with others", "with ground truth", "accuracy")
+    for name, row in sorted(scores.items(), key=lambda item: item[1]["agreement"] or 0.0):
+        shown = [row["pictures"], row["shared"], row["agreement"], row["checked"], row["accuracy"]]
+        cells = ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in shown]
+        table.add_row(str(name), *cells)
+    console.print(table)
+    console.print(f"{several} pictures were drawn on by several people, who agree on {agreed} objects.")
+    if out is not None:
+        console.print(f"Written: {out.resolve() / 'consensus.json'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def clear(project: ProjectOption) -> None:
     """Remove every trace of quality control from the project: columns, tab, boxes, control, findings."""
     from .checking import clear_project

@@ -174,6 +174,19 @@ def test_masks_are_refined_into_predictions(
     client.call("DELETE", f"/api/predictions/{made['id']}/")
 
 
+def test_annotators_are_compared(
+    label_studio: LocalLabelStudio, project: dict[str, Any], segagent: Callable[..., str], tmp_path: Path
+) -> None:
+    client, pid, task = label_studio.client, project["id"], project["tasks"][0]
+    control, label = LabelConfig.parse(CONFIG).outputs("image", {})[0]
+    truth = {"result": write_region(draw(0)[1], control, label, 1.0), "ground_truth": True}
+    made = client.call("POST", f"/api/tasks/{task}/annotations/", truth)
+    output = segagent("qc", "annotators", "--project", str(pid), "--out", str(tmp_path))
+    assert "1.000" in output and "0 pictures were drawn on by several people" in output
+    assert json.loads((tmp_path / "consensus.json").read_text())["annotations"] == []
+    client.call("DELETE", f"/api/annotations/{made['id']}/")
+
+
 def test_nothing_is_left_behind(
     label_studio: LocalLabelStudio, project: dict[str, Any], segagent: Callable[..., str]
 ) -> None:

@@ -17,7 +17,14 @@ from label_studio_segagent.hlmat.trajectory import Sample, encode_mask
 from label_studio_segagent.quality.calibration import Calibration
 from label_studio_segagent.quality.export import export, judge
 from label_studio_segagent.quality.issues import Thresholds
-from label_studio_segagent.quality.project import Annotated, Finding, FindingStore, group_records, inspect_all
+from label_studio_segagent.quality.project import (
+    Annotated,
+    Finding,
+    FindingStore,
+    WrittenLog,
+    group_records,
+    inspect_all,
+)
 from label_studio_segagent.quality.report import write_report
 
 QUIET = Thresholds("missing_object=off")
@@ -89,6 +96,19 @@ def test_a_run_that_was_killed_goes_on(agent: SegAgent, picture: Path, scene: Sa
         file.write('{"task": 1, "annotation": 2, "ima')
     assert run(agent, annotated, store) == (found, 1)
     assert len(store.read()) == 2
+
+
+def test_what_was_written_is_remembered(tmp_path: Path) -> None:
+    log = WrittenLog(tmp_path / "written.jsonl")
+    assert log.read() == {}
+    log.add(1, "a")
+    log.add(2, "b")
+    with (tmp_path / "written.jsonl").open("a") as file:
+        file.write('[3, "c')
+    log.add(1, "d")
+    assert log.read() == {1: "d", 2: "b"}
+    log.clear()
+    assert log.read() == {}
 
 
 def test_what_cannot_be_inspected_does_not_end_the_run(

@@ -1,26 +1,65 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 
 from label_studio_segagent.errors import ApiError, ConfigError, InputError
+from label_studio_segagent.labelstudio.local import free_port
 from label_studio_segagent.server.jobs import Job, JobQueue, worker_name
 
 
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis server, where there is one."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server")
+    port = free_port()
+    command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path_factory.mktemp("redis"))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the queue is; for Redis, emptied before each test."""
+    if request.param == "sqlite":
+        return ""
+    found: str = request.getfixturevalue("redis_url")
+    with redis.Redis.from_url(found) as client:
+        client.flushall()
+    return found
+
+
 @pytest.fixture
-def queue(tmp_path: Path) -> JobQueue:
-    return JobQueue("", tmp_path)
+def queue(tmp_path: Path, url: str) -> Iterator[JobQueue]:
+    made = JobQueue(url, tmp_path)
+    yield made
+    if url:
+        made.huey.storage.pool.disconnect()
 
 
-def test_a_job_is_done_and_remembered(queue: JobQueue, tmp_path: Path) -> None:
+def test_a_job_is_done_and_remembered(queue: JobQueue, tmp_path: Path, url: str) -> None:
     job = queue.enqueue("train", 4, "because", upto=9)
     assert job.state == "queued" and job.open and job.eta is None
     seen: list[Job | None] = []
@@ -28,7 +67,7 @@ def test_a_job_is_done_and_remembered(queue: JobQueue, tmp_path: Path) -> None:
     def work(given: Job, report: object) -> dict[str, object]:
         report(0.5, "halfway")  # type: ignore[operator]
         time.sleep(0.8)
-        seen.append(JobQueue("", tmp_path).get(given.id))
+        seen.append(JobQueue(url, tmp_path).get(given.id))
         return {"miou": 0.75}
 
     assert queue.do_next({"train": work})
@@ -66,16 +105,17 @@ def test_an_unknown_kind_fails(queue: JobQueue) -> None:
     assert "dance" in queue.jobs()[0].reason
 
 
-def test_a_killed_workers_job_is_started_again(queue: JobQueue, tmp_path: Path) -> None:
+def test_a_killed_workers_job_is_started_again(queue: JobQueue, tmp_path: Path, url: str) -> None:
     job = queue.enqueue("train", 4, "because")
     code = f"""
 import time
 from pathlib import Path
+from label_studio_segagent.labelstudio.local import free_port
 from label_studio_segagent.server.jobs import JobQueue
 def work(job, report):
     print("started", flush=True)
     time.sleep(60)
-JobQueue("", Path({str(tmp_path)!r})).work({{"train": work}})
+JobQueue({url!r}, Path({str(tmp_path)!r})).work({{"train": work}})
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"started\n"

@@ -1,0 +1,120 @@
+"""Several annotators on the same picture: how well they agree, what most of them drew, who agrees with the truth."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..hlmat.arrays import Mask
+from ..hlmat.metrics import iou
+from ..training.evaluation import match_masks
+
+__all__ = ["Agreed", "agreement", "annotator_scores", "consensus"]
+
+_SAME = 0.3
+"""IoU from which objects of several annotators are taken for one."""
+Drawn = Sequence[tuple[str, Mask]]
+"""(label, mask) of every object that somebody drew; masks bool (H, W)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """An object that several annotators drew.
+
+    Attributes:
+        label: Its label.
+        mask: The pixels that more than half of those who drew it have, bool (H, W).
+        votes: How many drew it.
+        of: How many looked at the picture.
+    """
+
+    label: str
+    mask: Mask
+    votes: int
+    of: int
+
+
+def agreement(one: Drawn, other: Drawn) -> float:
+    """How well two annotators agree, in [0, 1]: IoU over matched objects of the same label, 0 for unmatched ones.
+
+    1 where both drew nothing.
+    """
+    total, count = 0.0, 0
+    for label in {label for label, _ in (*one, *other)}:
+        first, second = ([mask for name, mask in drawn if name == label] for drawn in (one, other))
+        ious, extra = match_masks(second, first)
+        total += sum(ious)
+        count += len(ious) + extra
+    return total / count if count else 1.0
+
+
+def consensus(drawn: Sequence[Drawn]) -> list[Agreed]:
+    """The objects that more than half of the annotators of a picture drew, each by the majority of its pixels.
+
+    Args:
+        drawn: For every annotator what they drew.
+    """
+    groups: list[tuple[str, list[Mask], set[int]]] = []
+    for number, objects in enumerate(drawn):
+        for label, mask in objects:
+            fits = [
+                (iou(mask, np.mean(masks, 0) >= 0.5), position)
+                for position, (name, masks, who) in enumerate(groups)
+                if name == label and number not in who
+            ]
+            best = max(fits, default=(0.0, -1))
+            if best[0] >= _SAME:
+                groups[best[1]][1].append(mask)
+                groups[best[1]][2].add(number)
+            else:
+                groups.append((label, [mask], {number}))
+    return [
+        Agreed(label, np.asarray(np.mean(masks, 0) > 0.5), len(masks), len(drawn))
+        for label, masks, _ in groups
+        if 2 * len(masks) > len(drawn) and (np.mean(masks, 0) > 0.5).any()
+    ]
+
+
+def annotator_scores(
+    pictures: Sequence[Mapping[Hashable, Drawn]], truths: Sequence[Drawn | None]
+) -> dict[Hashable, dict[str, float | int | None]]:
+    """For every annotator how well they agree with the others, and with ground truth.
+
+    Args:
+        pictures: For each picture what each annotator drew; ground truth is not among it.
+        truths: For each picture its ground truth, or None.
+
+    Returns:
+        By annotator: `pictures`, `agreement` with others (None where nobody else drew), `shared` pictures with others,
+        `accuracy` on ground truth (None without any), and `checked` pictures with ground truth.
+    """
+    shared: dict[Hashable, list[float]] = defaultdict(list)
+    checked: dict[Hashable, list[float]] = defaultdict(list)
+    count: dict[Hashable, int] = defaultdict(int)
+    for drawn, truth in zip(pictures, truths, strict=True):
+        for name in drawn:
+            count[name] += 1
+            if truth is not None:
+                checked[name].append(agreement(truth, drawn[name]))
+        pairs: dict[Hashable, list[float]] = defaultdict(list)
+        for a, b in itertools.combinations(drawn, 2):
+            value = agreement(drawn[a], drawn[b])
+            pairs[a].append(value)
+            pairs[b].append(value)
+        for name, values in pairs.items():
+            shared[name].append(float(np.mean(values)))
+
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        name: {
+            "pictures": number, "shared": len(shared[name]), "agreement": mean(shared[name]),
+            "checked": len(checked[name]), "accuracy": mean(checked[name]),
+        }
+        for name, number in count.items()
+    }  # fmt: skip
