@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
+from .evaluation_command import evaluate
 from .server.commands import jobs, models, rank, refine, worker
 from .server.qc_commands import app as qc_app
 from .training.commands import app as train_app
@@ -39,6 +40,7 @@ app.command()(rank)
 app.command()(refine)
 app.command()(worker)
 app.command()(trajectories)
+app.command()(evaluate)
 app.add_typer(tuning_app)
 console = Console()
 errors = Console(stderr=True)

@@ -18,11 +18,11 @@ from .agent.agent import SegAgent
 from .agent.rollout import Rollout
 from .datasets.coco import read_coco
 from .hlmat.arrays import Image, Mask, mask_box
-from .hlmat.metrics import iou
 from .hlmat.trajectory import encode_mask, write_trajectories
 from .labelstudio.config import LabelConfig
 from .labelstudio.regions import write_region
 from .pictures import result_panel, sheet, trajectory_strip
+from .training.evaluation import pair_masks
 
 __all__ = ["DEMO_DATA", "Photo", "demo_config", "demo_photos", "match", "run_demo", "write_results"]
 
@@ -80,17 +80,7 @@ def demo_config(labels: Sequence[str]) -> str:
 
 def match(rollouts: Sequence[Rollout], masks: Sequence[Mask]) -> list[tuple[int, float]]:
     """For each true mask (index or -1, IoU) of the rollout that covers it; each rollout once, largest IoU first."""
-    pairs = sorted(
-        ((iou(rollout.mask, mask), i, j) for i, rollout in enumerate(rollouts) for j, mask in enumerate(masks)),
-        reverse=True,
-    )
-    out = [(-1, 0.0)] * len(masks)
-    used: set[int] = set()
-    for value, i, j in pairs:
-        if value > 0 and i not in used and out[j][0] < 0:
-            out[j] = (i, value)
-            used.add(i)
-    return out
+    return pair_masks([rollout.mask for rollout in rollouts], masks)
 
 
 def run_demo(

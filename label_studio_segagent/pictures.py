@@ -30,13 +30,16 @@ _MARGIN = 0.4
 _LEAST_MARGIN = 24
 
 
-def trajectory_strip(image: Image, rollout: Rollout, true_iou: float | None = None) -> Image:
+def trajectory_strip(
+    image: Image, rollout: Rollout, true_iou: float | None = None, target: Mask | None = None
+) -> Image:
     """One rollout as a row of pictures: the image, then each mask with the click that follows, then the result.
 
     Args:
         image: RGB uint8 (H, W, 3).
         rollout: What happened on it.
         true_iou: IoU of the result with the ground truth, where that is known.
+        target: The ground truth, bool (H, W), to be shown at the end.
 
     Returns:
         RGB uint8.
@@ -49,6 +52,8 @@ def trajectory_strip(image: Image, rollout: Rollout, true_iou: float | None = No
         panels.append(_step_panel(image, step, len(panels), rating, rollout.stopped))
     truth = "" if true_iou is None else f", true {true_iou:.2f}"
     panels.append(result_panel(image, [rollout.mask], "result", f"predicted IoU {rollout.predicted_iou:.2f}{truth}"))
+    if target is not None:
+        panels.append(result_panel(image, [target], "the true mask", ""))
     return sheet(panels)
 
 

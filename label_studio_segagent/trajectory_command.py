@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .errors import ConfigError, InputError, SegAgentError
+from .errors import InputError, SegAgentError
+from .opening import DATA_HELP, opened
 
 if TYPE_CHECKING:
     from .datasets import Record
@@ -29,7 +29,6 @@ __all__ = ["trajectories"]
 console = Console()
 errors = Console(stderr=True)
 
-_LABEL_STUDIO = "label-studio:"
 _LABELS_SHOWN = 12
 _FAILURES_SHOWN = 10
 
@@ -37,12 +36,7 @@ _FAILURES_SHOWN = 10
 def trajectories(
     data: Annotated[
         str,
-        typer.Argument(
-            metavar="DATA",
-            help="COCO (a JSON file, or a folder with <split>.json and images/), the RefCOCO family (refs(*).p or its "
-            "folder), a JSON file of the SegAgent data, a folder with images/ and masks/ (PNG), or "
-            "[b]label-studio:<project id>[/b].",
-        ),
+        typer.Argument(metavar="DATA", help=DATA_HELP),
     ],
     out: Annotated[Path, typer.Option(help="The JSONL file; what is in it already is kept and not made again.")],
     segmenter: Annotated[
@@ -95,7 +89,7 @@ def trajectories(
             failures = _take_over(Path(data), out, images, label)
         else:
             tool = segmenter or load_settings().segmenter
-            with _opened(data, out, split, images, label, failures) as records:
+            with opened(data, out.with_suffix(".images"), split, images, label, failures) as records:
                 made = _make(_first(records, limit), tool, out, rules, jobs)
             failures += made.failures
         found = summarise(out, pictures)
@@ -111,40 +105,6 @@ def trajectories(
     _show(found, made)
     _show_written(out, drawn, segagent_json, exported)
     _show_failures(failures)
-
-
-@contextmanager
-def _opened(
-    data: str, out: Path, split: str | None, images: Path | None, label: str | None, failures: list[tuple[str, str]]
-) -> Iterator[Iterable[Record]]:
-    if not data.startswith(_LABEL_STUDIO):
-        from .datasets import load_dataset
-
-        yield load_dataset(data, split=split, images=images, label=label)
-        return
-    from .labelstudio.client import LabelStudioClient
-    from .labelstudio.images import ImageLoader
-    from .labelstudio.project import read_project
-    from .server.settings import load_settings
-
-    number = data.removeprefix(_LABEL_STUDIO)
-    if not number.isdecimal():
-        raise ConfigError(f"{data!r} must name a project by its number, as in its address: label-studio:12")
-    settings = load_settings()
-    if not settings.label_studio_url:
-        raise ConfigError("LABEL_STUDIO_URL is not set; without it no project can be read")
-    client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value(), timeout=60)
-    loader = ImageLoader(
-        client, settings.data_dir / "images", allowed_hosts=settings.allowed_image_hosts,
-        max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels, cache_bytes=settings.image_cache_bytes,
-    )  # fmt: skip
-    try:
-        yield read_project(
-            client, loader, int(number), images or out.with_suffix(".images"),
-            failed=lambda task, reason: failures.append((f"task {task}", reason)),
-        )  # fmt: skip
-    finally:
-        loader.close()
 
 
 def _first(records: Iterable[Record], limit: int | None) -> Iterable[Record]:

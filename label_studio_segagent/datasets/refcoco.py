@@ -95,7 +95,7 @@ def _records(
     return [
         Record(
             image, sentence["sent"], mask, f"{ref['ref_id']}/{sentence['sent_id']}", size,
-            {"split": ref["split"]},
+            {"split": ref["split"], "expression": True},
         )
         for sentence in ref["sentences"]
     ]  # fmt: skip

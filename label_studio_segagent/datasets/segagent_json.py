@@ -99,9 +99,11 @@ def _read(path: Path, images: Path | None, label: str | None, content: Any) -> l
                 image = find_image(folders, name if Path(name).suffix else f"{name}.jpg")
             captions = truth.get("caption")
             for place, caption in enumerate(captions if isinstance(captions, list) and captions else [captions]):
-                prompt = caption if isinstance(caption, str) and caption not in ("", "Unknown") else label or _UNNAMED
+                known = isinstance(caption, str) and caption not in ("", "Unknown")
+                prompt = str(caption) if known else label or _UNNAMED
+                meta = {"expression": True} if known else {}
                 size = (int(entry["height"]), int(entry["width"]))
-                record = Record(image, prompt, truth["segmentation"], f"{number}/{place}", size)
+                record = Record(image, prompt, truth["segmentation"], f"{number}/{place}", size, meta)
                 found.append((record, entry.get("clicks_list")))
         return found
     except (AttributeError, LookupError, TypeError, ValueError) as error:

@@ -79,7 +79,8 @@ class Sample:
         void: Pixels that do not count, bool (H, W), or None.
         id: Unique within its dataset.
         path: Of the image file, or "".
-        meta: What else is known, as JSON: "weight" (see `training.trainer.weight_of`), ids in Label Studio.
+        meta: What else is known, as JSON: "weight" (see `training.trainer.weight_of`), "expression" (the prompt
+            is a referring expression, which means one object), ids in Label Studio.
     """
 
     image: np.ndarray[Any, np.dtype[np.uint8]]

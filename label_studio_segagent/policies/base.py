@@ -100,6 +100,10 @@ class Policy(ABC):
         """
         return [[decision] for decision in self.act(observations)]
 
+    def tireless(self) -> Policy:
+        """This policy, clicking on where it would be content, as far as that can be asked of it; for evaluation."""
+        return self
+
     def locate(self, image: Image, prompt: str) -> list[Target]:
         """`locate_batch` for a single image, RGB uint8 (H, W, 3)."""
         return self.locate_batch([(image, prompt)])[0]

@@ -7,13 +7,14 @@ that nobody knows means the object that stands out most.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,13 @@ class EmbeddedPolicy(Policy):
         least = doubt * float(self.net.calibration[2]) * (1.0 if label else self.settings.salient_score)
         size = (image.shape[0], image.shape[1])
         return find_targets(located, 0, seen.view, size, least)[: self.settings.most]
+
+    @override
+    def tireless(self) -> EmbeddedPolicy:
+        other = copy.copy(self)  # shares network and what it has seen
+        other.settings = replace(self.settings, thinnest=0.0, good=1.1)
+        other.version = f"{self.version}-tireless"
+        return other
 
     def _act(self, observed: Observation, count: int) -> list[Decision]:
         """At most `count` decisions, the best one first."""

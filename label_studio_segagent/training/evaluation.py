@@ -14,7 +14,7 @@ from ..hlmat.arrays import Image, Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Step, Trajectory, decode_mask
 
-__all__ = ["LabelledImage", "Measured", "match_masks", "measure", "to_trajectories"]
+__all__ = ["LabelledImage", "Measured", "match_masks", "measure", "pair_masks", "to_trajectories"]
 
 _AT_ONCE = 16
 
@@ -95,15 +95,22 @@ def match_masks(found: Sequence[Mask], true: Sequence[Mask]) -> tuple[list[float
     Returns:
         One IoU for each true mask, 0 for a missed one; the number of found masks without a true one.
     """
+    pairs = pair_masks(found, true)
+    return [value for _, value in pairs], len(found) - sum(index >= 0 for index, _ in pairs)
+
+
+def pair_masks(found: Sequence[Mask], true: Sequence[Mask]) -> list[tuple[int, float]]:
+    """For each true mask the index of the found one that it is matched to, or -1, and their IoU, or 0.
+
+    Best pairs come first; a found mask is matched once. All are bool (H, W).
+    """
     table = np.array([[iou(f, t) for f in found] for t in true]).reshape(len(true), len(found))
-    ious = [0.0] * len(true)
-    pairs = 0
+    pairs = [(-1, 0.0)] * len(true)
     while table.size and table.max() > 0:
         row, column = np.unravel_index(int(table.argmax()), table.shape)
-        ious[int(row)] = float(table[row, column])
+        pairs[int(row)] = int(column), float(table[row, column])
         table[row, :] = table[:, column] = 0.0
-        pairs += 1
-    return ious, len(found) - pairs
+    return pairs
 
 
 def to_trajectories(items: Sequence[LabelledImage]) -> list[Trajectory]:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +14,19 @@ from ..datasets.record import Record, by_picture
 from ..errors import ConfigError, SegAgentError
 from ..hlmat.arrays import Mask
 from ..hlmat.trajectory import Trajectory, read_trajectories, write_lines
+from ..processes import spread
 from ..segmenters import Segmenter, load_segmenter
 from .trajectories import TrajectorySettings, trajectories_of
 
-__all__ = ["Generated", "generate"]
+__all__ = ["Generated", "generate", "some_masks"]
 
 log = logging.getLogger(__name__)
 
 _Key = tuple[str, int]
 """Kind and number of a trajectory, see `TrajectorySettings.plan`."""
+_Task = tuple[list[Record], list[list[_Key]]]
+"""The objects on one picture, and of each the trajectories that are missing."""
 _Cache = dict[tuple[str, _Key], Trajectory]
-_AHEAD = 3
-"""Pictures that wait for each process."""
 _POOL = 5
 """Masks of a picture that are kept for corruptions."""
 
@@ -113,7 +107,7 @@ def generate(
     result, started = Generated(), time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    def work() -> Iterator[tuple[list[Record], list[list[_Key]]]]:
+    def work() -> Iterator[_Task]:
         for group in by_picture(records):
             missing = [[key for key in settings.plan if (record.key, *key) not in done] for record in group]
             result.objects += len(group)
@@ -124,12 +118,13 @@ def generate(
                 progress(len(group))
 
     def lines() -> Iterator[str]:
-        for size, outcome in _outcomes(work(), maker, str(segmenter), jobs):
+        prepare = partial(_prepare, str(segmenter), settings, maker.rules)
+        for (group, _), outcome in spread(work(), prepare if jobs > 1 else lambda: partial(_picture, maker), jobs):
             result.made += len(outcome.lines)
             result.empty += outcome.empty
             result.failures += outcome.failures
             yield from outcome.lines
-            progress(size)
+            progress(len(group))
 
     write_lines(out, lines())
     result.seconds = time.monotonic() - started
@@ -150,65 +145,17 @@ def _done(out: Path, rules: dict[str, Any]) -> set[tuple[str, str, int]]:
     return done
 
 
-def _outcomes(
-    work: Iterator[tuple[list[Record], list[list[_Key]]]], maker: _Maker, spec: str, jobs: int
-) -> Iterator[tuple[int, _Outcome]]:
-    """What comes of each picture, with the number of its objects, in order."""
-    if jobs == 1:
-        for group, missing in work:
-            yield len(group), _picture(maker, group, missing)
-        return
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), _start, (spec, maker.settings, maker.rules, jobs)
-    )
-    waiting: deque[tuple[int, Future[_Outcome]]] = deque()
-    try:
-        for group, missing in work:
-            waiting.append((len(group), pool.submit(_work, group, missing)))
-            if len(waiting) >= _AHEAD * jobs:
-                size, future = waiting.popleft()
-                yield size, future.result()
-        for size, future in waiting:
-            yield size, future.result()
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            "a process died, perhaps for want of memory; what was made is kept: run it again, with fewer jobs"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _prepare(spec: str, settings: TrajectorySettings, rules: dict[str, Any]) -> Callable[[_Task], _Outcome]:
+    """Load the segmenter in a process of its own."""
+    return partial(_picture, _Maker(load_segmenter(spec), settings, rules))
 
 
-_maker: _Maker | None = None
-
-
-def _start(spec: str, settings: TrajectorySettings, rules: dict[str, Any], jobs: int) -> None:
-    """Prepare a process of the pool."""
-    global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked decides what Ctrl+C means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _maker = _Maker(load_segmenter(spec), settings, rules)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(group: list[Record], missing: list[list[_Key]]) -> _Outcome:
-    assert _maker is not None
-    return _picture(_maker, group, missing)
-
-
-def _picture(maker: _Maker, group: Sequence[Record], missing: Sequence[list[_Key]]) -> _Outcome:
+def _picture(maker: _Maker, task: _Task) -> _Outcome:
     """The missing trajectories of the objects on one picture."""
+    group, missing = task
     out = _Outcome()
     pixels = state = None
-    others = _some_masks(group)
+    others = some_masks(group)
     made: _Cache = {}
     for record, keys in zip(group, missing, strict=True):
         if not keys:
@@ -238,8 +185,8 @@ def _picture(maker: _Maker, group: Sequence[Record], missing: Sequence[list[_Key
     return out
 
 
-def _some_masks(group: Sequence[Record]) -> dict[str, Mask]:
-    """The masks of the first different objects of a picture, as far as they can be read, by their outline."""
+def some_masks(group: Sequence[Record]) -> dict[str, Mask]:
+    """The masks, bool (H, W), of the first different objects of a picture, by outline; as far as they can be read."""
     masks: dict[str, Mask] = {}
     pixels = None
     for record in group:

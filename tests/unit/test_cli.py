@@ -41,7 +41,17 @@ def photo(tmp_path: Path, scene: Sample) -> Path:
 
 
 HELP = {
-    (): ["human annotator", "serve", "demo", "predict", "trajectories", "train-embedded", "config", "doctor"],
+    (): [
+        "human annotator",
+        "serve",
+        "demo",
+        "predict",
+        "trajectories",
+        "evaluate",
+        "train-embedded",
+        "config",
+        "doctor",
+    ],
     ("serve",): ["LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "Settings > Model", "segagent doctor", "--port"],
     ("demo",): ["--label-studio", "photographs", "--out", "Ctrl+C"],
     ("predict",): ["--label", "several times", "COCO", "exit code", "--max-clicks", "--policy"],
@@ -53,6 +63,7 @@ HELP = {
         "goes on",
         "look at it",
     ],
+    ("evaluate",): ["label-studio:<project id>", "--refine-from", "--candidates", "--noc", "goes on", "look at it"],
     ("config",): ["environment variable", "--json", "Secrets"],
     ("train-embedded",): ["segmenter", "policy", "[train]", "--resume"],
     ("train-embedded", "segmenter"): ["--data", "COCO", "--minutes", "--weight", "SEGAGENT_SEGMENTER=embedded:"],

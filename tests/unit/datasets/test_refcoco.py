@@ -38,7 +38,7 @@ def test_a_record_for_each_sentence_picture_by_picture(make_refs: Any, protocol:
 def test_splits(make_refs: Any, split: str, ids: Any) -> None:
     records = refcoco_records(make_refs(), split=split)
     assert [r.id for r in records] == ids if isinstance(ids, list) else len(records) == ids
-    assert {r.meta["split"] for r in records} == {split}
+    assert {r.meta["split"] for r in records} == {split} and all(r.meta["expression"] for r in records)
 
 
 def test_an_unknown_split_names_those_that_there_are(make_refs: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from label_studio_segagent.hlmat.actions import Click, Finish
 from label_studio_segagent.hlmat.metrics import box_iou
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Observation, load_policy
-from label_studio_segagent.policies.embedded import EmbeddedPolicy
+from label_studio_segagent.policies.embedded import ActSettings, EmbeddedPolicy
 from label_studio_segagent.policies.embedded_inputs import affine_of, sample_context
 from label_studio_segagent.policies.embedded_net import Located
 from label_studio_segagent.policies.embedded_targets import choose_clicks, find_targets
@@ -62,6 +63,16 @@ def test_unknown_labels_mean_the_same(tiny_policy: EmbeddedPolicy, scene: Sample
     seen = [Observation(scene.image, scene.mask, p) for p in (prompt, "thing")]
     first, second = tiny_policy.act(seen)
     assert first == second
+
+
+def test_the_tireless_one_is_never_content(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
+    easy = copy.copy(tiny_policy)
+    easy.settings = ActSettings(good=0.0)
+    seen = [Observation(scene.image, scene.mask, "cat", (20, 10, 80, 60))]
+    [content], [tireless] = easy.act(seen), easy.tireless().act(seen)
+    assert isinstance(content.action, Finish) and isinstance(tireless.action, Click)
+    assert tireless.predicted_iou == content.predicted_iou and easy.settings.good == 0.0
+    assert easy.tireless().version != easy.version
 
 
 def test_synonyms_mean_the_same(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:

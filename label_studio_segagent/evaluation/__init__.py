@@ -1,0 +1,1 @@
+"""How good an agent is on a data set: the protocol behind `segagent evaluate`."""
