@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,6 +16,7 @@ from .errors import InputError, SegAgentError
 from .evaluation_command import evaluate
 from .server.commands import jobs, models, rank, refine, worker
 from .server.qc_commands import app as qc_app
+from .terminal import console, errors, fail
 from .training.commands import app as train_app
 from .training.tuning_commands import app as tuning_app
 from .trajectory_command import trajectories
@@ -42,8 +42,6 @@ app.command()(worker)
 app.command()(trajectories)
 app.command()(evaluate)
 app.add_typer(tuning_app)
-console = Console()
-errors = Console(stderr=True)
 
 PolicyOption = Annotated[
     str | None, typer.Option(help="Click policy, for example [b]embedded[/b]. Default: SEGAGENT_POLICY.")
@@ -52,11 +50,6 @@ SegmenterOption = Annotated[
     str | None, typer.Option(help="Segmentation tool, [b]embedded[/b] or [b]grabcut[/b]. Default: SEGAGENT_SEGMENTER.")
 ]
 ClicksOption = Annotated[int | None, typer.Option(help="Clicks for an object. Default: SEGAGENT_MAX_CLICKS.")]
-
-
-def _fail(error: SegAgentError | OSError) -> NoReturn:
-    errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error
 
 
 def _agent(policy: str | None, segmenter: str | None, max_clicks: int | None) -> SegAgent:
@@ -98,7 +91,7 @@ def serve(
             errors.print("[yellow]LABEL_STUDIO_URL is not set: images uploaded to Label Studio cannot be fetched.[/]")
         run(settings)
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -124,7 +117,7 @@ def demo(
             bar = progress.add_task(f"{len(photos)} photographs", total=len(photos))
             rows = run_demo(agent, photos, out, lambda _: progress.advance(bar))
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     table = Table("photograph", "label", "true IoU", "predicted IoU", title="Agreement with hand-drawn masks")
     for name, label, true, predicted in rows:
         table.add_row(name, label, f"{true:.2f}", f"{predicted:.2f}")
@@ -144,7 +137,7 @@ def demo(
         try:
             run_live_demo(out, console, load_settings(policy=policy, segmenter=segmenter))
         except SegAgentError as error:
-            _fail(error)
+            fail(error)
         except KeyboardInterrupt:
             console.print("Stopped.")
 
@@ -203,7 +196,7 @@ def predict(
         if found:
             write_results(out, found, agent.version)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     table = Table("image", "label", "objects", "predicted IoU")
     for photo, name, rollouts in found:
         ratings = ", ".join(f"{r.predicted_iou:.2f}" for r in rollouts)
@@ -225,7 +218,7 @@ def config(
     try:
         settings = load_settings()
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
     shown = settings.model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps({Settings.variable(name): value for name, value in shown.items()}, indent=2))
@@ -263,7 +256,7 @@ def doctor(
                 console.print(f"          -> {escape(check.remedy)}", highlight=False, soft_wrap=True)
             worst = worst or check.status == "problem"
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
     if worst:
         raise typer.Exit(1)
 

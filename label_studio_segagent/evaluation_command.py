@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .opening import DATA_HELP, opened
+from .terminal import console, errors, fail
 
 if TYPE_CHECKING:
     from .datasets import Record
     from .evaluation.running import Evaluated
 
 __all__ = ["evaluate"]
-
-console = Console()
-errors = Console(stderr=True)
 
 _LABELS_SHOWN = 12
 _FAILURES_SHOWN = 10
@@ -84,8 +81,7 @@ def evaluate(
             raise InputError(f"no object of {data} could be measured{_why(done)}")
         results = _write(data if split is None else f"{data} ({split})", out, done)
     except (SegAgentError, OSError) as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        fail(error)
     except KeyboardInterrupt:
         errors.print("Stopped; the same command goes on.")
         raise typer.Exit(130) from None

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .opening import DATA_HELP, opened
+from .terminal import console, errors, fail
 
 if TYPE_CHECKING:
     from .datasets import Record
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from .training.trajectory_report import TrajectoryStatistics
 
 __all__ = ["trajectories"]
-
-console = Console()
-errors = Console(stderr=True)
 
 _LABELS_SHOWN = 12
 _FAILURES_SHOWN = 10
@@ -97,8 +94,7 @@ def trajectories(
         _write_statistics(out.with_suffix(".stats.json"), data, rules, found, made, failures)
         exported = None if segagent_json is None else _export(out, segagent_json)
     except (SegAgentError, OSError) as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        fail(error)
     except KeyboardInterrupt:
         errors.print("Stopped; the same command goes on.")
         raise typer.Exit(130) from None

@@ -60,6 +60,10 @@ def install_label_studio(venv: Path) -> Path:
     return venv / "bin" / "label-studio"
 
 
+_FILES = 50
+"""Files in one upload; Label Studio refuses more than a hundred."""
+
+
 class LocalLabelStudio:
     """Starts Label Studio on the loopback interface with a user, a token and local ML backends allowed.
 
@@ -207,18 +211,20 @@ class LocalLabelStudio:
 
     def import_files(self, project: int, paths: Sequence[Path]) -> list[int]:
         """Upload image files, one task each, and return the task ids in order."""
-        opened = [
-            (f"file{i}", (path.name, path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/jpeg"))
-            for i, path in enumerate(paths)
-        ]
-        url = f"{self.url}/api/projects/{project}/import"
-        try:
-            response = self.client.http.post(url, files=opened, params={"return_task_ids": "true"}, timeout=300)
-        except httpx.HTTPError as error:
-            raise ApiError(f"Label Studio did not take the images: {error}") from error
-        if response.status_code >= 400:
-            raise ApiError(f"Label Studio did not take the images: {response.text[:300]}", response.status_code)
-        return [int(task) for task in response.json()["task_ids"]]
+        url, tasks = f"{self.url}/api/projects/{project}/import", []
+        for start in range(0, len(paths), _FILES):
+            opened = [
+                (f"file{i}", (path.name, path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/jpeg"))
+                for i, path in enumerate(paths[start : start + _FILES])
+            ]
+            try:
+                response = self.client.http.post(url, files=opened, params={"return_task_ids": "true"}, timeout=300)
+            except httpx.HTTPError as error:
+                raise ApiError(f"Label Studio did not take the images: {error}") from error
+            if response.status_code >= 400:
+                raise ApiError(f"Label Studio did not take the images: {response.text[:300]}", response.status_code)
+            tasks += [int(task) for task in response.json()["task_ids"]]
+        return tasks
 
     def connect_backend(self, project: int, url: str, title: str, auth: tuple[str, str] | None = None) -> int:
         """Add an ML backend to a project and return its id.

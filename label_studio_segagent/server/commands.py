@@ -10,28 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import SegAgentError
+from ..terminal import console, fail, reporting
 
 if TYPE_CHECKING:
     from ..training.versions import VersionStore
 
 __all__ = ["jobs", "models", "rank", "refine", "worker"]
 
-console = Console()
 models = typer.Typer(
     no_args_is_help=True, help="List, promote, roll back and prune the trained model versions of projects."
 )
 ProjectOption = Annotated[int, typer.Option(help="Label Studio project id.")]
-
-
-def _fail(error: SegAgentError | OSError) -> None:
-    Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error
 
 
 def worker(
@@ -52,7 +45,7 @@ def worker(
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every image URL
         run_worker(settings, parent)
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
 
 
 def jobs(
@@ -68,7 +61,7 @@ def jobs(
         settings = load_settings()
         found = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir).jobs()[:limit]
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
     if as_json:
         typer.echo(json.dumps([describe(job) for job in found], indent=1))
         return
@@ -103,18 +96,12 @@ def rank(
     from .ranking import rank as find_order
     from .settings import load_settings
 
-    try:
+    with reporting() as tell:
         settings = load_settings()
         if clear:
             console.print(f"Cleared {clear_ranking(settings, project)} tasks.")
             return
-        with Progress(*Progress.get_default_columns(), console=console) as bar:
-            line = bar.add_task("", total=1.0)
-            done = find_order(
-                settings, project, lambda share, step: bar.update(line, completed=share, description=step), sampling
-            )
-    except (SegAgentError, OSError) as error:
-        _fail(error)
+        done = find_order(settings, project, tell, sampling)
     table = Table("label next", "task", "uncertainty")
     for place, (task, unsure) in enumerate(zip(done.order[:10], done.unsure, strict=False)):
         table.add_row(str(place + 1), str(task), f"{unsure:.2f}")
@@ -141,15 +128,8 @@ def refine(
     from .refining import refine_project
     from .settings import load_settings
 
-    try:
-        with Progress(*Progress.get_default_columns(), console=console) as bar:
-            line = bar.add_task("", total=1.0)
-            done = refine_project(
-                load_settings(), project, out,
-                lambda share, step: bar.update(line, completed=share, description=step), view=view, least_gain=gain,
-            )  # fmt: skip
-    except (SegAgentError, OSError) as error:
-        _fail(error)
+    with reporting() as tell:
+        done = refine_project(load_settings(), project, out, tell, view=view, least_gain=gain)
     for task, reason in done.failures:
         console.print(f"[yellow]task {task}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
     mean = done.gain / done.changed if done.changed else 0.0
@@ -190,7 +170,7 @@ def promote(
     try:
         _store().promote(project, version)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     console.print(f"Project {project} is served by {version} from now on.")
 
 
@@ -200,7 +180,7 @@ def rollback(project: ProjectOption) -> None:
     try:
         name = _store().rollback(project)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     console.print(f"Project {project} is served by {name or 'the models of the settings'} from now on.")
 
 
@@ -213,7 +193,7 @@ def prune(
     try:
         gone = _store().prune(project, keep)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     console.print(f"Deleted {len(gone)} versions: {', '.join(gone) or 'none'}.")
 
 
@@ -224,7 +204,7 @@ def _store() -> VersionStore:
     try:
         return version_store(load_settings())
     except SegAgentError as error:
-        _fail(error)
+        fail(error)
         raise
 
 

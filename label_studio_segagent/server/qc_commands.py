@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from ..errors import SegAgentError
+from ..terminal import console, reporting
 
 __all__ = ["app"]
 
@@ -22,7 +18,6 @@ app = typer.Typer(
     help="Check submitted annotations: a score (expected IoU) and named issues for every region. Never edits an "
     "annotator's work.",
 )
-console = Console()
 ProjectOption = Annotated[int, typer.Option(help="Label Studio project id.")]
 
 
@@ -52,7 +47,7 @@ def run(
     from .checking import check_project
     from .settings import load_settings
 
-    with _reporting() as tell:
+    with reporting() as tell:
         settings = load_settings()
         done = check_project(settings, project, tell, control=add_control, score_column=score_column)
     table = Table("task", "annotation", "score", "issues", title="Worst first")
@@ -88,7 +83,7 @@ def calibrate(
     from .checking import calibrate_project
     from .settings import load_settings
 
-    with _reporting() as tell:
+    with reporting() as tell:
         calibration, cloud = calibrate_project(load_settings(), project, tell)
         PilImage.fromarray(calibration_curve(cloud, calibration)).save(picture)
     before, after = (abs(values - cloud[:, 1]).mean() for values in (cloud[:, 0], calibration(cloud[:, 0])))
@@ -109,7 +104,7 @@ def export(
     from .checking import export_project
     from .settings import load_settings
 
-    with _reporting() as tell:
+    with reporting() as tell:
         kept, left = export_project(load_settings(), project, out, format, min_score, tell)
     console.print(f"{kept} regions kept, {left} left out. Written to {out.resolve()}:", highlight=False, soft_wrap=True)
     console.print(
@@ -128,7 +123,7 @@ def annotators(
     from .checking import compare_annotators
     from .settings import load_settings
 
-    with _reporting():
+    with reporting():
         scores, several, agreed = compare_annotators(load_settings(), project, out)
     table = Table("user id", "pictures", "shared", "agreement with others", "with ground truth", "accuracy")
     for name, row in sorted(scores.items(), key=lambda item: item[1]["agreement"] or 0.0):
@@ -147,18 +142,6 @@ def clear(project: ProjectOption) -> None:
     from .checking import clear_project
     from .settings import load_settings
 
-    with _reporting():
+    with reporting():
         count = clear_project(load_settings(), project)
     console.print(f"Cleared {count} tasks.")
-
-
-@contextmanager
-def _reporting() -> Iterator[Callable[[float, str], None]]:
-    """A progress bar; errors on purpose end the command with their message."""
-    try:
-        with Progress(*Progress.get_default_columns(), console=console) as bar:
-            line: Any = bar.add_task("", total=1.0)
-            yield lambda share, step: bar.update(line, completed=share, description=step)
-    except (SegAgentError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError, SegAgentError
+from ..terminal import console, fail
 
 __all__ = ["app"]
 
@@ -18,7 +18,6 @@ app = typer.Typer(
     help="Train the embedded models, the segmenter first: a policy belongs to the segmenter it was trained with. "
     "Needs pip install 'label-studio-segagent\\[train]'. Ctrl+C stops a run and loses nothing; --resume goes on.",
 )
-console = Console()
 
 DataOption = Annotated[
     list[Path],
@@ -52,7 +51,7 @@ def segmenter(
         _prepare(data, out, resume)
         done = train(data, out, TrainSettings(minutes=minutes, seed=seed), weights=weight, resume=resume)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     _print_written(out, done)
 
 
@@ -81,7 +80,7 @@ def policy(
         settings = PolicySettings(minutes=minutes, trajectory_minutes=trajectory_minutes, seed=seed)
         done = train_policy(data, out, settings, segmenter=segmenter, resume=resume)
     except (SegAgentError, OSError) as error:
-        _fail(error)
+        fail(error)
     _print_written(out, done)
 
 
@@ -91,11 +90,6 @@ def _prepare(data: list[Path], out: Path, resume: bool) -> None:
             raise InputError(f"--data {folder} holds no train.json; it needs images/ and train.json in COCO format")
     if (out / "checkpoint.pt").exists() and not resume:
         raise InputError(f"--out {out} holds a run already; add --resume to go on, or name another folder")
-
-
-def _fail(error: SegAgentError | OSError) -> None:
-    Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error
 
 
 def _print_written(out: Path, weights: Path) -> None:

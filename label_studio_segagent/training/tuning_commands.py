@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from ..errors import SegAgentError
+from ..terminal import console, reporting
 
 if TYPE_CHECKING:
     from .star import Round
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "rounds_table"]
 
 app = typer.Typer()
-console = Console()
 
 PolicyArgument = Annotated[
     str, typer.Argument(help="Policy to start from: embedded, hf:<model>, or hf:<model>+<adapter>.")
@@ -62,14 +58,12 @@ def train(
     from ..hlmat.trajectory import read_trajectories
     from .trainer import load_trainer
 
-    def run(tell: Callable[[float, str], None]) -> None:
+    with reporting() as tell:
         lessons = [trajectory for file in trajectories for trajectory in read_trajectories(file)]
         settings = _settings(policy, minutes, epochs, rate, seed, full, vision, batch)
         done = load_trainer(policy).fit(lessons, out, settings, resume=resume, progress=tell)
         console.print(f"{done.steps} steps in {done.seconds:.0f} s, loss {done.loss:.4f}", highlight=False)
         console.print(f"SEGAGENT_POLICY={escape(done.model)}", highlight=False, soft_wrap=True)
-
-    _with_progress(run)
 
 
 @app.command()
@@ -106,7 +100,7 @@ def star(
     from .star import star as improve
     from .trainer import load_trainer
 
-    def run(tell: Callable[[float, str], None]) -> None:
+    with reporting() as tell:
         tool = load_segmenter(segmenter)
         samples = list(load_samples(islice(load_dataset(data, split=split), limit)))
         unseen = [] if held_out is None else load_dataset(data, split=held_out)
@@ -119,8 +113,6 @@ def star(
         )  # fmt: skip
         console.print(rounds_table(done))
         console.print(f"SEGAGENT_POLICY={escape(done[-1].model)}", highlight=False, soft_wrap=True)
-
-    _with_progress(run)
 
 
 def rounds_table(rounds: list[Round]) -> Table:
@@ -157,13 +149,3 @@ def _settings(
     from .mllm_trainer import MllmSettings
 
     return MllmSettings(**asdict(settings), full=full, vision=vision, batch=batch)
-
-
-def _with_progress(run: Callable[[Callable[[float, str], None]], Any]) -> None:
-    try:
-        with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[text]}"), console=console) as bar:
-            task = bar.add_task("", total=1.0, text="")
-            run(lambda share, text: bar.update(task, completed=share, text=text))
-    except (SegAgentError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
