@@ -29,6 +29,7 @@ from ..segmenters.base import Segmenter
 from .policy_data import shrink
 from .policy_steps import locator_loss
 from .running import append_row
+from .segmenter_report import draw_curves
 from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, open_image, weight_of
 
 __all__ = ["EmbeddedPolicyTrainer"]
@@ -99,6 +100,7 @@ class EmbeddedPolicyTrainer(Trainer):
             run.load()
         examples = run.look(self.policy, groups, images or open_image, report)
         run.learn(examples, out, report)
+        draw_curves(out / "curves.csv", out / "curves.png", ["loss", "kept_back"])
         path = out / "policy.safetensors"
         save_net(run.finish(), path, self.policy.segmenter.version)
         return Fitted(f"embedded:{path}", run.steps, run.loss, run.seconds)
@@ -204,8 +206,8 @@ class _Run:
             if self.loss < self.least or not kept:
                 self.least = min(self.loss, self.least)
                 self.best = (self.vectors.detach().clone(), self.biases.detach().clone())
-            append_row(out / "curves.csv", ("epoch", "steps", "loss", "kept_back"),
-                       (self.round, self.steps, float(np.mean(losses)), self.loss if kept else ""))  # fmt: skip
+            row = (self.round, self.seconds / 60, self.steps, float(np.mean(losses)), self.loss if kept else "")
+            append_row(out / "curves.csv", ("epoch", "minutes", "steps", "loss", "kept_back"), row)
             share = max(self.round / rounds, self.seconds / self.settings.seconds)
             report(0.4 + 0.6 * min(share, 1.0), f"learning {', '.join(self.names)[:60]}")
             self.save()

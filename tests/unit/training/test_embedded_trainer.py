@@ -58,7 +58,8 @@ def test_a_new_label_is_learned_and_old_ones_kept(
     assert fitted.steps == 50 and fitted.seconds > 0 and said == sorted(said) and said[-1] == 1
     assert "gizmo" not in before.net.config.labels and after.net.config.labels[-1] == "gizmo"
     assert after.book.find("gizmos") == "gizmo" and after.version != before.version
-    assert (tmp_path / "curves.csv").read_text().count("\n") == 26 and not (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "curves.csv").read_text().count("\n") == 26 and (tmp_path / "curves.png").exists()
+    assert not (tmp_path / "checkpoint.pt").exists()
     image, mask = draw(77)
     # What it knew is what it was, to the bit.
     for label in ("dog", "person", "object"):
