@@ -13,16 +13,26 @@ from typing import Any
 from flask import has_request_context, request
 from label_studio_ml import model as sdk
 
-from label_studio_segagent.server.app import build_predictor
+from label_studio_segagent.server.app import count_annotations, project_id
+from label_studio_segagent.server.dispatcher import start_background
 from label_studio_segagent.server.inbox import Inbox
+from label_studio_segagent.server.models import Models, build_predictor, version_store
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import load_settings
 
 
 @lru_cache(maxsize=1)
+def models() -> Models:
+    """The models of this process; the SDK makes a new model object for every project or request."""
+    settings = load_settings()
+    start_background(settings)
+    return Models(settings, build_predictor(settings), version_store(settings))
+
+
 def predictor() -> Predictor:
-    """The one predictor of this process; the SDK makes a new model object for every project or request."""
-    return build_predictor(load_settings())
+    """The predictor of the project that a request is about."""
+    body = request.get_json(silent=True) if has_request_context() else None
+    return models().predictor(project_id(body.get("project") if isinstance(body, dict) else None))
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +87,7 @@ def store(event: str, data: dict[str, Any]) -> None:
     """Put an event into the inbox."""
     project = data.get("project")
     body = json.dumps({"action": event, **data}).encode()
-    inbox().put(event, project.get("id") if isinstance(project, dict) else None, body)
+    inbox().put(event, project.get("id") if isinstance(project, dict) else None, body, count_annotations(data))
 
 
 def adapt_old_sdk() -> None:

@@ -14,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
+from .server.commands import jobs, models, rank, refine, worker
+from .server.qc_commands import app as qc_app
 from .training.commands import app as train_app
+from .training.tuning_commands import app as tuning_app
 from .trajectory_command import trajectories
 
 if TYPE_CHECKING:
@@ -29,7 +32,14 @@ app = typer.Typer(
     help="Segments like a human annotator: clicks on a segmentation tool, one by one, in Label Studio or on files.",
 )
 app.add_typer(train_app, name="train-embedded")
+app.add_typer(models, name="models")
+app.add_typer(qc_app, name="qc")
+app.command()(jobs)
+app.command()(rank)
+app.command()(refine)
+app.command()(worker)
 app.command()(trajectories)
+app.add_typer(tuning_app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -48,7 +58,7 @@ def _fail(error: SegAgentError | OSError) -> NoReturn:
 
 
 def _agent(policy: str | None, segmenter: str | None, max_clicks: int | None) -> SegAgent:
-    from .server.app import build_agent
+    from .server.models import build_agent
     from .server.settings import load_settings
 
     return build_agent(load_settings(policy=policy, segmenter=segmenter, max_clicks=max_clicks))

@@ -19,7 +19,10 @@ from defusedxml.common import DefusedXmlException
 
 from ..errors import ConfigError
 
-__all__ = ["Control", "ImageTag", "Label", "LabelConfig"]
+__all__ = ["QC_CONTROL", "Control", "ImageTag", "Label", "LabelConfig"]
+
+QC_CONTROL = "qc_issue"
+"""Name of the control for the boxes of quality control; never an output."""
 
 _SHAPES = {"brush": 0, "bitmask": 1, "polygon": 2, "rectangle": 3}
 """Shapes we write, most faithful first."""
@@ -259,5 +262,5 @@ def _control(tag: Element, shape: str, target: str, labels: Element, labels_from
         labels=_labels(labels),
         labels_from=labels_from,
         labels_field=field[1:] if field.startswith("$") else "",
-        role=_get(tag, "segagent"),
+        role="ignore" if _get(tag, "name") == QC_CONTROL else _get(tag, "segagent"),
     )

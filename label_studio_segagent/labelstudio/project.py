@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image as PilImage
 
 from ..datasets.record import Record, read_image
@@ -49,6 +50,7 @@ def read_project(
     folder: Path,
     *,
     tasks: Iterable[int] | None = None,
+    absent: bool = False,
     failed: _Failed = _log_failure,
 ) -> Iterator[Record]:
     """The annotated objects of a project: one record for each region with an area and each of its labels.
@@ -57,7 +59,8 @@ def read_project(
     labels that have a brush, bitmask or polygon control: those are prompts, not outlines. The prompt is what the
     backend would ask its policy for: the label's hint, alias or value, or the text that the annotator typed.
 
-    The meta of a record has `task`, `annotation`, `region`, `label`, `updated` (when the annotation was), and `weight`:
+    The meta of a record has `task`, `annotation`, `updated` (when the annotation was), `by` (the annotator's id),
+    `ground_truth`, `region`, `label`, `shape`, `to_name`, `item_index`, and `weight`:
     1, or `ACCEPTED_WEIGHT` where the annotation is its parent prediction, unchanged.
 
     Args:
@@ -67,6 +70,8 @@ def read_project(
         folder: Where the images are kept as PNG files, as a browser shows them; made when missing. Those that are
             there are not fetched again.
         tasks: Ids of the tasks to read; all that have an annotation by default.
+        absent: Also give a record, with an empty mask and `absent` in its meta, for every label of which an annotation
+            has nothing in a picture.
         failed: Called with the id of a task and what is wrong with it or with one of its regions; everything else goes
             on. By default a warning is logged.
 
@@ -78,7 +83,7 @@ def read_project(
     config = LabelConfig.parse(str(project.get("label_config")) if isinstance(project, dict) else "")
     folder.mkdir(parents=True, exist_ok=True)
     for task in _annotated_tasks(client, int(project_id), tasks):
-        reader = _TaskReader(config, task, images, folder, client.url, failed)
+        reader = _TaskReader(config, task, images, folder, client.url, absent, failed)
         try:
             records = list(reader.records())
         except SegAgentError as error:
@@ -146,10 +151,10 @@ class _TaskReader:
 
     def __init__(
         self, config: LabelConfig, task: Mapping[str, Any], images: ImageLoader, folder: Path, server: str,
-        failed: _Failed,
+        absent: bool, failed: _Failed,
     ) -> None:  # fmt: skip
         self._config, self._task, self._images, self._folder = config, task, images, folder
-        self._server, self._failed = server, failed
+        self._server, self._absent, self._failed = server, absent, failed
         data = task.get("data")
         self._data: Mapping[str, Any] = data if isinstance(data, dict) else {}
         self._pictures: dict[str, tuple[Path, Image]] = {}
@@ -165,8 +170,14 @@ class _TaskReader:
             areas = list(self._areas(annotation.get("result"), annotation["id"]))
             parent = predictions.get(annotation.get("parent_prediction"))
             accepted = parent is not None and _all_same(areas, list(self._areas(parent.get("result"), None)))
+            weight = ACCEPTED_WEIGHT if accepted else 1.0
+            there: set[tuple[Path, str]] = set()
             for area in areas:
-                yield from self._labelled(annotation, area, ACCEPTED_WEIGHT if accepted else 1.0)
+                for record in self._labelled(annotation, area, weight):
+                    there.add((record.image, record.prompt))
+                    yield record
+            if self._absent:
+                yield from self._missing(annotation, there, weight)
 
     def _areas(self, results: Any, annotation: Any) -> Iterator[_Area]:
         """The regions with an area; failures are told of annotations only."""
@@ -225,15 +236,44 @@ class _TaskReader:
                 area.mask,
                 "/".join(map(str, parts)),
                 (area.mask["size"][0], area.mask["size"][1]),
-                {
-                    "task": self._task["id"],
-                    "annotation": annotation["id"],
+                self._about(annotation, weight)
+                | {
                     "region": region.id,
                     "label": label.name,
-                    "updated": str(annotation.get("updated_at") or ""),
-                    "weight": weight,
+                    "shape": region.shape,
+                    "to_name": region.to_name,
+                    "item_index": region.item_index,
                 },
             )
+
+    def _missing(self, annotation: Mapping[str, Any], there: set[tuple[Path, str]], weight: float) -> Iterator[Record]:
+        """Records that say that there is nothing: of every picture and label but those that are there."""
+        if self._config.prompt_text(annotation.get("result")):
+            return  # what was asked for is not what the labels say
+        for tag in self._config.images:
+            for index, _ in tag.urls(self._data):
+                path, pixels = self._picture(tag, index)
+                for _, label in self._config.outputs(tag.name, self._data):
+                    prompt = label.prompt(self._data)
+                    if (path, prompt) in there:
+                        continue
+                    size = (pixels.shape[0], pixels.shape[1])
+                    name = f"{self._task['id']}/{annotation['id']}/no {label.name}" + (f"/{index}" if index else "")
+                    about = {"label": label.name, "to_name": tag.name, "item_index": index, "absent": True}
+                    empty = encode_mask(np.zeros(size, bool))
+                    yield Record(path, prompt, empty, name, size, self._about(annotation, weight) | about)
+
+    def _about(self, annotation: Mapping[str, Any], weight: float) -> dict[str, Any]:
+        """The meta that all records of an annotation share."""
+        by = annotation.get("completed_by")
+        return {
+            "task": self._task["id"],
+            "annotation": annotation["id"],
+            "updated": str(annotation.get("updated_at") or ""),
+            "by": by.get("id") if isinstance(by, dict) else by,
+            "ground_truth": bool(annotation.get("ground_truth")),
+            "weight": weight,
+        }
 
 
 def _all_same(areas: Sequence[_Area], parents: Sequence[_Area]) -> bool:

@@ -155,14 +155,6 @@ class EmbeddedPolicy(Policy):
     def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
         return [self._act(observation, count) for observation in observations]
 
-    def with_net(self, net: PolicyNet) -> EmbeddedPolicy:
-        """The same policy with other weights (see `training.policy_fit`); this one stays as it is."""
-        other = object.__new__(EmbeddedPolicy)
-        other.settings, other.grammar, other.segmenter = self.settings, self.grammar, self.segmenter
-        other._images, other._lock = OrderedDict(), threading.Lock()
-        other._use(net)
-        return other
-
     def see(self, image: Image, state: ImageState | None = None) -> Seen:
         """The image through the locator's eyes, kept for the next question about it.
 

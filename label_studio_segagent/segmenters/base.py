@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -111,6 +112,14 @@ class Segmenter(ABC):
     def state_bytes(self, state: ImageState) -> int:
         """Bytes of memory, of CPU and GPU together, that a state holds, or may come to hold: image and features."""
         return state.image.nbytes + _tree_bytes(state.features)
+
+    def describe(self, state: ImageState) -> npt.NDArray[np.float32]:
+        """What an image looks like, float32 (d,): images that look alike are near each other.
+
+        By default its colours, coarsely; segmenters whose features say more override this.
+        """
+        small = cv2.resize(state.image, (8, 8), interpolation=cv2.INTER_AREA)
+        return small.astype(np.float32).ravel() / np.float32(255)
 
     def pack(self, state: ImageState) -> Mapping[str, npt.NDArray[Any]] | None:
         """The features as named arrays, for a cache on disk; None, the default, where encoding anew is as good."""

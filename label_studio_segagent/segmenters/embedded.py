@@ -167,6 +167,12 @@ class EmbeddedSegmenter(Segmenter):
         zoomed = coarse * side**2 // (features.coarse.height * features.coarse.width) * (2 if settings.mirror else 1)
         return int(state.image.nbytes + coarse + settings.views * zoomed)
 
+    @override
+    def describe(self, state: ImageState) -> npt.NDArray[np.float32]:
+        """Means and maxima of the coarse view's features at stride 16."""
+        maps = self.whole_maps(state.image, state)[1][0]
+        return torch.cat([maps.mean((1, 2)), maps.amax((1, 2))]).numpy()
+
     def _encode(self, image: Image, view: View, mirror: bool = False) -> list[torch.Tensor]:
         pixels = torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float()
         if mirror:

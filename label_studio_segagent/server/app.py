@@ -18,19 +18,17 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from ..agent.agent import SegAgent
 from ..errors import SegAgentError
-from ..labelstudio.client import LabelStudioClient
-from ..labelstudio.images import ImageLoader
-from ..policies import load_policy
-from ..segmenters import EmbeddingCache, load_segmenter
 from .inbox import Inbox
+from .jobs import JobQueue
 from .metrics import Metrics
+from .models import Models, build_predictor, version_store
 from .predictor import Predictor
 from .prewarm import Prewarmer
 from .settings import Settings, load_settings
+from .status import status_pages
 
-__all__ = ["add_auth", "build_agent", "build_predictor", "create_app"]
+__all__ = ["add_auth", "count_annotations", "create_app", "project_id"]
 
 WEBHOOK_SECRET_HEADER = "X-SegAgent-Secret"
 _BUSY_WAIT = 30.0
@@ -45,52 +43,6 @@ class _Busy(SegAgentError):
 
 class _BadRequest(SegAgentError):
     """The request's body is not what Label Studio sends."""
-
-
-def build_agent(settings: Settings) -> SegAgent:
-    """The agent that the settings describe.
-
-    Raises:
-        ConfigError: A model cannot be loaded.
-    """
-    segmenter = load_segmenter(settings.segmenter)
-    return SegAgent(
-        load_policy(settings.policy, segmenter),
-        segmenter,
-        max_clicks=settings.max_clicks,
-        candidates=settings.candidates,
-        beam=settings.beam,
-        stop_iou=settings.stop_iou,
-        cache=EmbeddingCache(
-            settings.embedding_cache_bytes, settings.data_dir / "embeddings", settings.embedding_disk_bytes
-        ),
-    )
-
-
-def build_predictor(settings: Settings) -> Predictor:
-    """The predictor that the settings describe.
-
-    Raises:
-        ConfigError: A model cannot be loaded, or the Label Studio URL is wrong.
-    """
-    client = None
-    if settings.label_studio_url:
-        client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
-    images = ImageLoader(
-        client,
-        settings.data_dir / "images",
-        allowed_hosts=settings.allowed_image_hosts,
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_pixels,
-        cache_bytes=settings.image_cache_bytes,
-    )
-    return Predictor(
-        build_agent(settings),
-        images,
-        batch_size=settings.batch_size,
-        seconds=settings.predict_seconds,
-        max_instances=settings.max_instances,
-    )
 
 
 class _Gate:
@@ -151,29 +103,31 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     metrics, inbox = Metrics(), Inbox(settings.data_dir / "inbox.sqlite3")
+    queue = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir)
     predictor = predictor or build_predictor(settings)
+    models = Models(settings, predictor, version_store(settings))
     metrics.model.labels(predictor.model_version).set(1)
     metrics.watch_cache(predictor.cache)
     gate = _Gate(settings.predict_concurrency, settings.predict_queue, metrics)
     # Where /predict wants a password, an open /webhook is no way to have images fetched and encoded.
     trusted = bool(settings.webhook_secret.get_secret_value()) or not settings.basic_auth_user
     prewarmer = Prewarmer(predictor, lambda: gate.idle, settings.prewarm_tasks if trusted else 0)
+    app.register_blueprint(status_pages(models, queue, inbox, bool(settings.basic_auth_user)))
     add_auth(app, settings)
     _add_timing(app, metrics)
     _add_errors(app)
 
-    @app.get("/")
     @app.get("/health")
     def health() -> Response:
         return jsonify(status="UP", model_class="SegAgent")
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(model_version=predictor.model_version)
+        return jsonify(model_version=models.predictor(project_id((_body() or {}).get("project"))).model_version)
 
     @app.get("/versions")
     def versions() -> Response:
-        return jsonify(versions=[predictor.model_version])
+        return jsonify(versions=models.versions(project_id(request.args.get("project"))))
 
     @app.get("/metrics")
     def prometheus() -> Response:
@@ -190,6 +144,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         params = body.get("params")
         context = params.get("context") if isinstance(params, dict) else None
         started = time.monotonic()
+        predictor = models.predictor(project_id(body.get("project")))
         if isinstance(context, dict):
             with gate.enter(batch=False):
                 answer, rollouts = predictor.interact(tasks[0], config, context)
@@ -211,7 +166,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         body = _json_object()
         action = str(body.get("action") or "UNKNOWN")[:100]
         project = body.get("project")
-        inbox.put(action, project.get("id") if isinstance(project, dict) else None, raw)
+        inbox.put(action, project.get("id") if isinstance(project, dict) else None, raw, count_annotations(body))
         metrics.count_event(action)
         tasks, config = body.get("tasks"), project.get("label_config") if isinstance(project, dict) else None
         if action == "TASKS_CREATED" and isinstance(tasks, list) and isinstance(config, str):
@@ -221,12 +176,30 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     return app
 
 
-def _json_object() -> dict[str, Any]:
+def count_annotations(event: dict[str, Any]) -> int:
+    """How many annotations an event is about: one, a list of new ones, or a list of deleted ones."""
+    about = event.get("annotation") or event.get("annotations")
+    return len(about) if isinstance(about, list) else int(isinstance(about, dict))
+
+
+def project_id(value: Any) -> int | None:
+    """The id in "<id>.<created>", as Label Studio names projects to a backend."""
+    number = str(value).partition(".")[0]
+    return int(number) if number.isdecimal() and len(number) < 19 else None
+
+
+def _body() -> dict[str, Any] | None:
+    """The request's JSON object, if it is one."""
     try:
         body = request.get_json(force=True, silent=True)
     except RecursionError:
         body = None
-    if not isinstance(body, dict):
+    return body if isinstance(body, dict) else None
+
+
+def _json_object() -> dict[str, Any]:
+    body = _body()
+    if body is None:
         raise _BadRequest("the body must be a JSON object")
     return body
 

@@ -15,7 +15,7 @@ from ..errors import ApiError, ConfigError, SegAgentError
 from ..labelstudio.client import LabelStudioClient, token_kind
 from ..labelstudio.config import LabelConfig
 from ..policies import Observation
-from .app import build_predictor
+from .models import build_predictor
 from .predictor import Predictor
 from .settings import Settings
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS events (
     action TEXT NOT NULL,
     project INTEGER,
     body BLOB NOT NULL,
-    done REAL
+    done REAL,
+    annotations INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS pending ON events (id) WHERE done IS NULL;
 """
@@ -39,14 +40,16 @@ class Event:
         received: Unix time in seconds.
         action: For example "ANNOTATION_CREATED"; whatever Label Studio sent.
         project: Project id, or None when the call named none.
-        body: The request's body, JSON in UTF-8.
+        body: The request's body, JSON in UTF-8; empty where it was not asked for.
+        annotations: How many annotations it is about.
     """
 
     id: int
     received: float
     action: str
     project: int | None
-    body: bytes
+    body: bytes = b""
+    annotations: int = 0
 
 
 class Inbox:
@@ -65,6 +68,8 @@ class Inbox:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._connection() as db:
                 db.executescript(_SCHEMA)
+                if "annotations" not in {row[1] for row in db.execute("PRAGMA table_info(events)")}:  # 0.1.0's file
+                    db.execute("ALTER TABLE events ADD COLUMN annotations INTEGER NOT NULL DEFAULT 0")
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"the inbox {path} cannot be used: {error}; make its folder writable, or set SEGAGENT_DATA_DIR"
@@ -88,21 +93,22 @@ class Inbox:
         if db is not None:
             db.close()
 
-    def put(self, action: str, project: object, body: bytes) -> int:
+    def put(self, action: str, project: object, body: bytes, annotations: int = 0) -> int:
         """Store an event durably and return its id.
 
         Args:
             action: What happened, as the sender calls it.
             project: Project id; what cannot be one is not kept.
             body: The request's body.
+            annotations: How many annotations it is about.
         """
         action = action.encode(errors="replace").decode()  # half a surrogate pair cannot be stored
         if not isinstance(project, int) or isinstance(project, bool) or not 0 <= project < 2**63:
             project = None
         with self._connection() as db:
             cursor = db.execute(
-                "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-                (time.time(), action, project, body),
+                "INSERT INTO events (received, action, project, body, annotations) VALUES (?, ?, ?, ?, ?)",
+                (time.time(), action, project, body, annotations),
             )
             return int(cursor.lastrowid or 0)
 
@@ -110,10 +116,30 @@ class Inbox:
         """The oldest events that are not done."""
         with self._connection() as db:
             rows = db.execute(
-                "SELECT id, received, action, project, body FROM events WHERE done IS NULL ORDER BY id LIMIT ?",
+                "SELECT id, received, action, project, body, annotations FROM events "
+                "WHERE done IS NULL ORDER BY id LIMIT ?",
                 (limit,),
             ).fetchall()
         return [Event(*row) for row in rows]
+
+    def pending_heads(self) -> list[Event]:
+        """All events that are not done, oldest first, without their bodies."""
+        with self._connection() as db:
+            rows = db.execute(
+                "SELECT id, received, action, project, x'', annotations FROM events WHERE done IS NULL ORDER BY id"
+            ).fetchall()
+        return [Event(*row) for row in rows]
+
+    def latest(self, actions: Sequence[str]) -> dict[int, tuple[int, float]]:
+        """For each project the newest event of some actions, done or not: its id, and when it was received."""
+        marks = ",".join("?" * len(actions))
+        with self._connection() as db:
+            rows = db.execute(
+                f"SELECT project, MAX(id), MAX(received) FROM events WHERE project IS NOT NULL AND action IN ({marks}) "
+                "GROUP BY project",
+                tuple(actions),
+            ).fetchall()
+        return {project: (number, received) for project, number, received in rows}
 
     def mark_done(self, event_id: int) -> None:
         """Note that an event has been worked on; it stays in the file."""

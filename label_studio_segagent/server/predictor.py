@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -22,7 +23,7 @@ from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
 from ..segmenters.cache import EmbeddingCache
 
-__all__ = ["BatchResult", "Predictor"]
+__all__ = ["BatchResult", "Item", "Predictor"]
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,17 @@ class BatchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """One (picture, label) of a task, to be segmented."""
+class Item:
+    """One (picture, label) of a task, to be segmented.
+
+    Attributes:
+        task: Position of the task in its batch.
+        image: RGB uint8 (H, W, 3).
+        prompt: What to look for.
+        control: Where the masks go.
+        label: The label they get.
+        item_index: Which picture of a list, or None.
+    """
 
     task: int
     image: Image
@@ -83,6 +93,12 @@ class Predictor:
     def model_version(self) -> str:
         """The version in /setup and in every prediction; they must be equal, or Label Studio duplicates predictions."""
         return self.agent.version
+
+    def with_agent(self, agent: SegAgent) -> Predictor:
+        """The same with another agent; images are shared."""
+        other = copy.copy(self)
+        other.agent = agent
+        return other
 
     @property
     def cache(self) -> EmbeddingCache:
@@ -134,10 +150,10 @@ class Predictor:
         if time.monotonic() >= deadline:
             out.unfinished += [_task_id(tasks[i]) for i in group]
             return
-        items: list[_Item] = []
+        items: list[Item] = []
         ready: list[int] = []
         pool = ThreadPoolExecutor(max_workers=8)
-        loading = {i: pool.submit(self._items, config, tasks[i], i) for i in group}
+        loading = {i: pool.submit(self.items, config, tasks[i], i) for i in group}
         for i, future in loading.items():
             try:
                 items += future.result(timeout=max(deadline - time.monotonic(), 0))
@@ -162,8 +178,17 @@ class Predictor:
             for i in ready:
                 self._predict_group(config, tasks, range(i, i + 1), out, deadline)
 
-    def _items(self, config: LabelConfig, task: Any, index: int) -> list[_Item]:
-        """All (picture, label) pairs of a task, with the pictures loaded."""
+    def items(self, config: LabelConfig, task: Any, index: int) -> list[Item]:
+        """All (picture, label) pairs of a task, with the pictures loaded.
+
+        Args:
+            config: The labelling config.
+            task: As Label Studio sends it.
+            index: Its position in the batch.
+
+        Raises:
+            InputError: The task or an image cannot be used.
+        """
         data = _task_data(task)
         prompt = _given_prompt(config, task)
         items = []
@@ -175,27 +200,30 @@ class Predictor:
                 image = self.images.load(url, task.get("id"))
                 for control, label in outputs:
                     text = prompt if prompt and len(outputs) == 1 else label.prompt(data)
-                    items.append(_Item(index, image, text, control, label, item_index))
+                    items.append(Item(index, image, text, control, label, item_index))
         if not any(tag.urls(data) for tag in config.images):
             fields = ", ".join(repr(tag.field) for tag in config.images)
             raise InputError(f"the task has no image URL in {fields}; its data has {sorted(data)[:20]}")
         return items
 
     def _answer(
-        self, ready: Iterable[int], items: Sequence[_Item], found: Sequence[list[Rollout]], out: BatchResult
+        self, ready: Iterable[int], items: Sequence[Item], found: Sequence[list[Rollout]], out: BatchResult
     ) -> None:
         for i in ready:
-            regions: list[dict[str, Any]] = []
-            ratings: list[float] = []
-            for item, rollouts in zip(items, found, strict=True):
-                if item.task != i:
-                    continue
-                for rollout in rollouts:
-                    rating = _rating(rollout)
-                    regions += write_region(rollout.mask, item.control, item.label, rating, item.item_index)
-                    ratings.append(rating)
-                    out.rollouts.append(rollout)
-            out.results[i] = self._prediction(regions, ratings)
+            mine = [(item, rollouts) for item, rollouts in zip(items, found, strict=True) if item.task == i]
+            out.rollouts += [rollout for _, rollouts in mine for rollout in rollouts]
+            out.results[i] = self.prediction(mine)
+
+    def prediction(self, found: Iterable[tuple[Item, Sequence[Rollout]]]) -> dict[str, Any]:
+        """The prediction of one task, as Label Studio wants it, from what was found for each of its items."""
+        regions: list[dict[str, Any]] = []
+        ratings: list[float] = []
+        for item, rollouts in found:
+            for rollout in rollouts:
+                rating = _rating(rollout)
+                regions += write_region(rollout.mask, item.control, item.label, rating, item.item_index)
+                ratings.append(rating)
+        return self._prediction(regions, ratings)
 
     def _prediction(self, regions: list[dict[str, Any]], ratings: Sequence[float]) -> dict[str, Any]:
         score = round(float(np.mean(ratings)), 4) if ratings else 0.0

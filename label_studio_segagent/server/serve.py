@@ -1,4 +1,4 @@
-"""Gunicorn around the app: one process, so that models are loaded once, and threads."""
+"""Gunicorn around the app: one process, so that models are loaded once, and threads; and a worker beside it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ..errors import SegAgentError
 from .app import create_app
+from .dispatcher import start_background
 from .settings import Settings
 
 __all__ = ["run"]
@@ -47,7 +48,9 @@ class _Gunicorn(BaseApplication):
     @override
     def load(self) -> Any:
         try:
-            return create_app(self._settings)
+            app = create_app(self._settings)
+            start_background(self._settings)
+            return app
         except SegAgentError as error:  # gunicorn prints the message of this one, without a traceback
             raise AppImportError(f"Error: {error}") from error
 

@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 from ..errors import ConfigError
 from ..labelstudio.client import origin
 from ..policies.settings import ModelSettings, read_settings
+from ..quality.issues import Thresholds
 
 __all__ = ["Settings", "load_settings"]
 
@@ -78,6 +79,28 @@ class Settings(ModelSettings):
         description="New tasks that may wait for their images to be loaded and encoded ahead, while no prediction is "
         "running; 0 for none. None either with basic auth but without a webhook secret: anyone could ask for it.",
     )
+    train_after: int = Field(
+        10,
+        ge=0,
+        description="New, changed or deleted annotations of a project that start a training of its model; 0 leaves "
+        "that to the Start Training button.",
+    )
+    train_quiet: float = Field(30.0, ge=0, description="Seconds without a new annotation before training starts.")
+    train_seconds: float = Field(300.0, gt=0, description="Time budget of one training.")
+    qc_on_submit: bool = Field(False, description="Check annotations when they are submitted (quality control).")
+    qc_issues: str = Field(
+        "",
+        description="From which confidence issues are reported, where that is not the default: "
+        "missing_object=0.7, tiny_fragment=off.",
+    )
+    worker: bool = Field(
+        True, description="Let `segagent serve` start a worker beside itself. Without one, run `segagent worker`."
+    )
+    queue_url: SecretStr = Field(
+        SecretStr(""),
+        description="Where jobs wait: redis://… when web server and workers are on several machines (they must share "
+        "SEGAGENT_DATA_DIR, too); empty for a file in SEGAGENT_DATA_DIR.",
+    )
     max_request_bytes: int = Field(256 * 2**20, ge=1024, description="Largest request; annotations ride along.")
     basic_auth_user: str = Field("", description="User name that Label Studio must give; empty for none.")
     basic_auth_password: SecretStr = Field(SecretStr(""), description="Password that Label Studio must give.")
@@ -102,6 +125,15 @@ class Settings(ModelSettings):
                 raise ValueError(str(error)) from None
             if "@" in value:
                 raise ValueError("must not hold a user name or password")
+        return value
+
+    @field_validator("qc_issues")
+    @classmethod
+    def _issues(cls, value: str) -> str:
+        try:
+            Thresholds(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return value
 
     @field_validator("data_dir")

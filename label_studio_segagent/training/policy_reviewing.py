@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ..hlmat.arrays import Mask
+from ..hlmat.metrics import iou
 from ..hlmat.trajectory import encode_mask
 from ..policies.base import Observation
 from ..policies.embedded import EmbeddedPolicy
@@ -32,6 +33,8 @@ _WRONG_LABEL = 0.12
 """Share of the masks shown with the label of something else; the right mask is then empty."""
 _SALIENT_LABEL = 0.12
 """Share shown as "what stands out"."""
+_SPOILED = 0.4
+"""Share of the masks that are made for the occasion, so that none is learned by heart."""
 Review = dict[str, Any]
 """A `Glimpse` with what may be asked about it: plain values and float16 tensors, so that it can be kept in a file.
 
@@ -132,7 +135,7 @@ class ReviewDataset:
     Args:
         reviews: From `make_reviews`.
         config: Of the network.
-        mirror: Mirror half of the reviews.
+        mirror: Mirror half of the reviews, and show some of them another corrupted mask each time.
     """
 
     def __init__(self, reviews: Sequence[Review], config: PolicyConfig, mirror: bool = True) -> None:
@@ -153,8 +156,11 @@ class ReviewDataset:
         for number in chosen:
             review = self.reviews[number]
             pick, flip = int(rng.integers(len(review["shown"]))), bool(self.mirror and rng.random() < 0.5)
-            mask, wanted = _decode(review["shown"][pick]), _decode(review["wanted"])
+            mask, wanted, overlap = _decode(review["shown"][pick]), _decode(review["wanted"]), review["ious"][pick]
             view, box = View(review["window"], *review["crop"]), review["box"]
+            if self.mirror and wanted.any() and rng.random() < _SPOILED:
+                mask = _spoil(wanted, view, rng)
+                overlap = iou(mask, wanted)
             cut, right = cut_mask(mask, view), cut_mask(wanted, view)
             maps = pad_maps([_flipped(m, flip) for m in review["maps"]], [side // s for s in (4, 8, 16, 8)])
             context = pad_maps([_flipped(review["context"], flip)], [side // 8])[0]
@@ -165,13 +171,22 @@ class ReviewDataset:
                 box = box and (width - box[2], box[1], width - box[0], box[3])
                 cut, right = cut[:, ::-1], right[:, ::-1]
             state = draw_state(np.ascontiguousarray(cut), box, view, side)
-            rows.append((maps, context, review["label"], state, _pad(right, side // 4), review["ious"][pick]))
+            rows.append((maps, context, review["label"], state, _pad(right, side // 4), overlap))
         maps_, contexts, labels, states, rights, ious = zip(*rows, strict=True)
         return ReviewBatch(
             [torch.stack(column).float() for column in zip(*maps_, strict=True)], torch.stack(contexts).float(),
             torch.tensor(labels), torch.from_numpy(np.stack(states)), torch.from_numpy(np.stack(rights))[:, None],
             torch.tensor(ious, dtype=torch.float32),
         )  # fmt: skip
+
+
+def _spoil(wanted: Mask, view: View, rng: np.random.Generator) -> Mask:
+    """A new corrupted mask, inside of the view."""
+    x0, y0, x1, y1 = view.window
+    mask = np.zeros_like(wanted)
+    if wanted[y0:y1, x0:x1].any():
+        mask[y0:y1, x0:x1] = corrupt_mask(wanted[y0:y1, x0:x1], (), rng)
+    return mask
 
 
 def _flipped(map_: Tensor, flip: bool) -> Tensor:

@@ -33,16 +33,18 @@ def save_weights(net: SegmenterNet, path: Path) -> None:
 
 
 def draw_curves(log: Path, path: Path, names: Sequence[str]) -> None:
-    """Plot columns of a training log over its minutes, one panel each."""
+    """Plot columns of a training log over its minutes, one panel each; empty cells are left out."""
     if not log.exists():
         return
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    if len(rows) < 2:
-        return
-    minutes = np.array([float(r["minutes"]) for r in rows])
-    panels = [_panel(name, minutes, np.array([float(r[name]) for r in rows])) for name in names]
-    cv2.imwrite(str(path), np.concatenate(panels, 0))
+    panels = []
+    for name in names:
+        points = np.array([(float(r["minutes"]), float(r[name])) for r in rows if r[name]])
+        if len(points) > 1:
+            panels.append(_panel(name, points[:, 0], points[:, 1]))
+    if panels:
+        cv2.imwrite(str(path), np.concatenate(panels, 0))
 
 
 def _panel(

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image as PilImage
@@ -17,8 +18,12 @@ from PIL import Image as PilImage
 from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
+from ..segmenters.base import Segmenter
 
-__all__ = ["FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "weight_of"]
+__all__ = [
+    "FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "trainable",
+    "weight_of",
+]  # fmt: skip
 
 ImageReader = Callable[[Trajectory], Image]
 """Gives the image of a trajectory, RGB uint8 (H, W, 3)."""
@@ -32,14 +37,14 @@ class FitSettings:
 
     Attributes:
         seconds: Time budget; training ends in good order when it is used up.
-        epochs: Passes over the trajectories, at most.
+        epochs: Passes over the trajectories, at most; None for the family's own.
         rate: Learning rate, or None for the family's own.
         patience: Evaluations without a better loss on kept-back trajectories after which training stops.
         seed: Of everything random.
     """
 
     seconds: float = 600.0
-    epochs: float = 2.0
+    epochs: float | None = None
     rate: float | None = None
     patience: int = 3
     seed: int = 0
@@ -67,7 +72,12 @@ class Trainer(ABC):
 
     Args:
         start: The model to start from, as `load_policy` or `load_segmenter` take it.
+
+    Attributes:
+        clicks: Whether it learns from clicks. If not, the last masks of trajectories are all it needs.
     """
+
+    clicks: ClassVar[bool] = True
 
     def __init__(self, start: str) -> None:
         self.start = start
@@ -118,8 +128,17 @@ def open_image(trajectory: Trajectory) -> Image:
         raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
 
 
-def load_trainer(start: str) -> Trainer:
-    """The trainer for a policy, by the name of the model to start from.
+def trainable(policy: str) -> bool:
+    """Whether there is a trainer for a policy, by its name."""
+    return policy.partition(":")[0] in ("embedded", "hf")
+
+
+def load_trainer(start: str, segmenter: Segmenter | None = None) -> Trainer:
+    """The trainer for a policy.
+
+    Args:
+        start: The model to start from, as `load_policy` takes it.
+        segmenter: The one that the policy works with; the embedded policy looks through its eyes.
 
     Raises:
         ConfigError: Models of that family cannot be trained here.
@@ -128,7 +147,7 @@ def load_trainer(start: str) -> Trainer:
     if family == "embedded":
         from .embedded_trainer import EmbeddedPolicyTrainer
 
-        return EmbeddedPolicyTrainer(start)
+        return EmbeddedPolicyTrainer(start, segmenter)
     if family == "hf":
         from .mllm_trainer import MllmTrainer
 

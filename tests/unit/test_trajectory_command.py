@@ -188,7 +188,11 @@ def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path, jobs: int
         sys.executable, "-m", "label_studio_segagent.cli", "trajectories", str(data), "--out", str(out),
         "--segmenter", "grabcut", "--jobs", str(jobs),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+        # Tests in the background of a script inherit that Ctrl+C is ignored; people at a terminal do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -149,9 +149,24 @@ def test_brush_masks_keep_holes_and_parts(read: Any) -> None:
         "annotation": 5,
         "region": region,
         "label": "Katze",
+        "shape": "brush",
+        "to_name": record.meta["to_name"],
+        "item_index": None,
+        "by": None,
+        "ground_truth": False,
         "updated": "2025-11-23T05:41:09Z",
         "weight": 1.0,
     }
+
+
+def test_what_is_not_there_is_said_when_asked_for(read: Any) -> None:
+    records = read(task(1, annotation(5, drawn(ring()))), task(2, annotation(6, [])), absent=True)
+    assert not read.failures
+    there = [r for r in records if not r.meta.get("absent")]
+    assert [r.meta["task"] for r in there] == [1]
+    gone = {(r.meta["task"], r.meta["label"]) for r in records if r.meta.get("absent")}
+    assert (1, "Katze") not in gone and (2, "Katze") in gone
+    assert not any(r.load().mask.any() for r in records if r.meta.get("absent"))
 
 
 def test_every_shape(read: Any) -> None:

@@ -17,7 +17,8 @@ from flask.testing import FlaskClient
 from PIL import Image as PilImage
 
 from label_studio_segagent.hlmat.trajectory import Sample
-from label_studio_segagent.server.app import build_predictor, create_app
+from label_studio_segagent.server.app import create_app
+from label_studio_segagent.server.models import build_predictor
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import Settings, load_settings
 

@@ -15,7 +15,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from label_studio_segagent.hlmat.trajectory import Sample
-from label_studio_segagent.server.app import build_predictor
+from label_studio_segagent.server.models import build_predictor
 
 Body = Callable[..., dict[str, Any]]
 

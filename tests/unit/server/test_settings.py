@@ -42,6 +42,11 @@ def test_every_setting_is_an_environment_variable(name: str, monkeypatch: Env) -
         "plain_image": "True",
         "trust_remote_code": "True",
         "openai_timeout": "1.5",
+        "train_quiet": "1.5",
+        "train_seconds": "1.5",
+        "qc_issues": "duplicate=0.5",
+        "qc_on_submit": "True",
+        "worker": "False",
     }
     value = values.get(name) or ("17" if isinstance(getattr(load_settings(), name), int) else "word")
     if name == "max_request_bytes":

@@ -12,14 +12,13 @@ from pycocotools import mask as rle_codec
 
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.metrics import box_iou
-from label_studio_segagent.hlmat.trajectory import Step, Trajectory, read_trajectories
+from label_studio_segagent.hlmat.trajectory import read_trajectories
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.policies.embedded_net import PolicyConfig, PolicyNet
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.training.policy import PolicySettings, train_policy
 from label_studio_segagent.training.policy_data import crop_scene, located_box, read_scenes, whole_features
-from label_studio_segagent.training.policy_fit import fit_policy
 from label_studio_segagent.training.policy_locating import LocatorDataset
 from label_studio_segagent.training.policy_reviewing import ReviewDataset, make_reviews
 from label_studio_segagent.training.policy_states import make_states, read_states
@@ -195,23 +194,6 @@ def test_boxes_are_those_that_the_policy_gives_or_about_as_wrong(trained: Path, 
 def test_centres_are_marked_exactly() -> None:
     heat = heat_target(torch.tensor([[2.0, 2.0, 6.0, 8.0], [0.0, 0.0, 1.0, 1.0]]), 12)
     assert heat[0].max() == 1 and heat[0, 5, 4] == 1 and heat[1, 0, 0] == 1
-
-
-def test_new_labels_are_learned_and_old_ones_kept(trained: Path, data: Path, clicker: Path) -> None:
-    policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
-    scene = read_scenes([data])[1]
-    square = next(i for i in scene.instances if i.label == "square")
-    done = [Trajectory("Gizmo", str(scene.path), steps=[Step(square.mask(), None)])]
-    taught = fit_policy(policy, done, seconds=2)
-    assert taught.version != policy.version and policy.net.config.labels == ("object", "disc", "square")
-    assert taught.net.config.labels == ("object", "disc", "square", "gizmo") and taught.book.find("gizmos") == "gizmo"
-    for label in ("disc", "square", "thing"):
-        assert taught.locate(scene.image(), label) == policy.locate(scene.image(), label)
-    assert not torch.equal(taught.net.vectors[3], taught.net.vectors[0])
-    with pytest.raises(InputError, match="nothing to learn"):
-        fit_policy(policy, [Trajectory("x", steps=[Step(np.zeros((3, 3), bool), None)])])
-    with pytest.raises(InputError, match="cannot read the image"):
-        fit_policy(policy, [Trajectory("x", "/nowhere.png", steps=[Step(np.ones((3, 3), bool), None)])])
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:

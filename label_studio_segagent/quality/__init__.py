@@ -1,0 +1,1 @@
+"""Quality control of submitted masks: scores, named issues, write-back, export."""

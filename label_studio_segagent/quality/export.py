@@ -1,0 +1,175 @@
+"""The good part of a project as a data set, and why the rest was left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PilImage
+from pycocotools import mask as coco_mask
+
+from ..datasets.record import Record
+from ..errors import InputError
+from ..hlmat.arrays import mask_box
+from ..hlmat.trajectory import decode_mask
+from .project import Annotated, Finding
+
+__all__ = ["FORMATS", "Verdict", "export", "judge"]
+
+FORMATS = ("coco", "labelstudio", "masks")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a region is good enough.
+
+    Attributes:
+        record: The region.
+        finding: Of its annotation.
+        score: Its score, or None where it could not be inspected.
+        reasons: Why it is left out; empty for those that are kept.
+    """
+
+    record: Record
+    finding: Finding | None
+    score: float | None
+    reasons: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is in the data set."""
+        return not self.reasons
+
+
+def judge(annotated: Sequence[Annotated], findings: Sequence[Finding], least: float) -> list[Verdict]:
+    """A verdict on every region of a project.
+
+    Args:
+        annotated: What was drawn.
+        findings: What was found.
+        least: Smallest score of a region that is kept.
+    """
+    known = {(finding.annotation, finding.image): finding for finding in findings}
+    verdicts = []
+    for one in annotated:
+        finding = known.get((one.meta["annotation"], str(one.image)))
+        for record in one.records:
+            verdicts.append(_judge(record, finding, least))
+    return verdicts
+
+
+def _judge(record: Record, finding: Finding | None, least: float) -> Verdict:
+    region = str(record.meta["region"])
+    rows = [] if finding is None else [r for r in finding.regions if (r["id"], r["label"]) == (region, record.prompt)]
+    if finding is None or not rows:
+        return Verdict(record, finding, None, ("not inspected: no pixel, or it could not be read",))
+    score = float(rows[0]["score"])
+    if score >= least:
+        return Verdict(record, finding, score, ())
+    named = [f"{i['name']}: {i['note']}" for i in finding.issues if region in i["regions"]]
+    return Verdict(record, finding, score, (f"score {score:.2f} is below {least:.2f}", *named))
+
+
+def export(
+    verdicts: Sequence[Verdict], out: Path, kind: str, tasks: Sequence[Mapping[str, Any]] = ()
+) -> tuple[int, int]:
+    """Write the data set and `rejected.csv`.
+
+    Args:
+        verdicts: On every region.
+        out: Folder; made when missing, files in it are replaced.
+        kind: "coco" (`coco.json` with `images/`), "labelstudio" (`tasks.json`, to be imported into a project) or
+            "masks" (`images/` and `masks/`, one PNG an object, by label).
+        tasks: As Label Studio has them, for "labelstudio".
+
+    Returns:
+        How many regions were kept, and how many left out.
+
+    Raises:
+        InputError: There is no such kind.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    kept = [v for v in verdicts if v.kept]
+    if kind == "coco":
+        _coco(kept, out)
+    elif kind == "masks":
+        _masks(kept, out)
+    else:
+        _tasks(kept, out, tasks)
+    with (out / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("task", "annotation", "annotator", "region", "label", "score", "reasons"))
+        for v in verdicts:
+            if not v.kept:
+                meta = v.record.meta
+                score = "" if v.score is None else v.score
+                row = (meta["task"], meta["annotation"], meta.get("by"), meta["region"], v.record.prompt, score)
+                writer.writerow((*row, "; ".join(v.reasons)))
+    return len(kept), len(verdicts) - len(kept)
+
+
+def _picture(record: Record, out: Path) -> str:
+    """Copy the picture of a region into the data set; returns its name there."""
+    (out / "images").mkdir(exist_ok=True)
+    name = f"{record.meta['task']}-{record.image.stem[:8]}{record.image.suffix}"
+    if not (out / "images" / name).exists():
+        shutil.copyfile(record.image, out / "images" / name)
+    return name
+
+
+def _coco(kept: Sequence[Verdict], out: Path) -> None:
+    names = sorted({v.record.prompt for v in kept})
+    images: dict[str, dict[str, Any]] = {}
+    annotations = []
+    for number, v in enumerate(kept, 1):
+        name = _picture(v.record, out)
+        height, width = v.record.mask["size"]
+        image = images.setdefault(name, {"id": len(images) + 1, "file_name": name, "width": width, "height": height})
+        x, y, w, h = (float(n) for n in coco_mask.toBbox(v.record.mask))
+        annotations.append({
+            "id": number, "image_id": image["id"], "category_id": names.index(v.record.prompt) + 1,
+            "segmentation": v.record.mask, "area": int(coco_mask.area(v.record.mask)), "bbox": [x, y, w, h],
+            "iscrowd": 0, "score": v.score,
+        })  # fmt: skip
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    content = {"images": list(images.values()), "annotations": annotations, "categories": categories}
+    (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+def _masks(kept: Sequence[Verdict], out: Path) -> None:
+    counts: dict[tuple[str, str], int] = {}
+    for v in kept:
+        name, mask = _picture(v.record, out), decode_mask(v.record.mask)
+        if mask_box(mask) is None:
+            continue
+        label = "".join(c if c.isalnum() or c in " -_" else "_" for c in v.record.prompt).strip() or "object"
+        folder = out / "masks" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        number = counts[name, label] = counts.get((name, label), 0) + 1
+        PilImage.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{Path(name).stem}-{number}.png")
+
+
+def _tasks(kept: Sequence[Verdict], out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
+    good = {(v.record.meta["annotation"], str(v.record.meta["region"])) for v in kept}
+    whole = {annotation for annotation, _ in good}
+    written = []
+    for task in tasks:
+        annotations = [
+            {
+                "result": [r for r in a["result"] if (a["id"], str(r.get("id"))) in good],
+                **{key: a.get(key) for key in ("ground_truth", "lead_time", "completed_by", "unique_id")},
+            }
+            for a in task.get("annotations") or []
+            if a["id"] in whole
+        ]
+        if annotations:
+            written.append({"data": task["data"], "annotations": annotations, "meta": task.get("meta") or {}})
+    (out / "tasks.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")

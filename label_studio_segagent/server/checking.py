@@ -1,0 +1,273 @@
+"""`segagent qc`: quality control of a project, from its annotations to the columns, tab and boxes that people see."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..agent.agent import SegAgent
+from ..datasets.record import read_image
+from ..errors import ConfigError, InputError, SegAgentError
+from ..hlmat.trajectory import decode_mask
+from ..labelstudio.client import LabelStudioClient
+from ..labelstudio.images import ImageLoader
+from ..labelstudio.project import read_project
+from ..labelstudio.tasks import iterate_tasks
+from ..quality.calibration import Calibration, fit_calibration, shipped
+from ..quality.evidence import gather
+from ..quality.export import FORMATS, export, judge
+from ..quality.issues import Thresholds
+from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
+from ..quality.report import write_report
+from ..quality.writeback import add_control, clear, has_control, put_queue, write_findings
+from ..training.mask_corruption import corrupt_mask
+from .jobs import Job
+from .models import Models, build_client, build_loader, build_predictor, version_store
+from .settings import Settings
+
+__all__ = [
+    "Checked",
+    "calibrate_project",
+    "check_job",
+    "check_project",
+    "clear_project",
+    "export_project",
+    "project_folder",
+]
+
+log = logging.getLogger(__name__)
+Progress = Callable[[float, str], None]
+_ENOUGH = 30
+"""Trusted masks that a project needs for a calibration of its own."""
+_MOST = 60
+_COPIES = 4
+_TRUSTED = 0.7
+"""Expected IoU from which a mask is trusted where no ground truth says which ones are."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """What a run found.
+
+    Attributes:
+        findings: One for each annotation of each picture.
+        fresh: How many of them are new.
+        failures: (task id, reason) of what could not be inspected.
+        view: Id of the Data Manager tab.
+        boxes: Whether issue boxes were written; without the control there are none.
+        calibration: Of the scores.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    fresh: int = 0
+    failures: list[tuple[Any, str]] = field(default_factory=list)
+    view: int = 0
+    boxes: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+def project_folder(settings: Settings, project: int) -> Path:
+    """Where images, findings and calibration of a project are."""
+    return settings.data_dir / "projects" / str(int(project))
+
+
+@contextmanager
+def _opened(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClient, ImageLoader, SegAgent]]:
+    client = build_client(settings)
+    if client is None:
+        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to check")
+    with closing(client), closing(build_loader(settings, client)) as loader, closing(build_predictor(settings)) as base:
+        yield client, loader, Models(settings, base, version_store(settings)).predictor(project).agent
+
+
+def check_project(
+    settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False
+) -> Checked:
+    """Inspect every annotation of a project that has changed since it was inspected, and write down what was found.
+
+    Args:
+        settings: Of the server.
+        project: Project id.
+        progress: Told the share done, and what is being done.
+        control: Add the control for issue boxes to the labelling config, if it has none.
+        score_column: Let Label Studio's score column show the scores. Changes which predictions it pre-labels with.
+
+    Raises:
+        ApiError: Label Studio does not answer.
+        ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
+    """
+    folder = project_folder(settings, project)
+    done = Checked(calibration=Calibration.load(folder / "calibration.json"))
+    with _opened(settings, project) as (client, loader, agent):
+        if control:
+            add_control(client, project)
+        done.boxes = has_control(str(client.call("GET", f"/api/projects/{project}/")["label_config"]))
+        progress(0.0, "reading annotations")
+        annotated = _read(client, loader, project, folder, lambda t, r: done.failures.append((t, r)))
+        count = 0
+
+        def note(finding: Finding, fresh: bool) -> None:
+            nonlocal count
+            count += 1
+            done.fresh += fresh
+            progress(0.9 * count / len(annotated), f"inspecting {len(annotated)} annotations")
+
+        done.findings = inspect_all(
+            agent, annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
+            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note,
+        )  # fmt: skip
+        by_task: dict[int, list[Finding]] = {}
+        for finding in done.findings:
+            by_task.setdefault(finding.task, []).append(finding)
+        notes = WrittenLog(folder / "written.jsonl")
+        written = notes.read()
+        for number, (task, findings) in enumerate(by_task.items()):
+            digest = f"{' '.join(sorted(finding.key for finding in findings))} {done.boxes}"
+            if written.get(task) == digest:
+                continue
+            try:
+                write_findings(client, project, task, findings, agent.version, done.boxes)
+                notes.add(task, digest)
+            except SegAgentError as error:
+                done.failures.append((task, str(error)))
+            progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
+        done.view = put_queue(client, project)
+        if score_column and done.boxes and any(finding.issues for finding in done.findings):
+            version = "qc-" + agent.version.removeprefix("segagent-")
+            client.call("PATCH", f"/api/projects/{project}/", {"model_version": version})
+    return done
+
+
+def check_job(settings: Settings, job: Job, report: Progress) -> Mapping[str, Any]:
+    """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short."""
+    done = check_project(settings, job.project, report)
+    flagged = len({finding.task for finding in done.findings if finding.issues})
+    return {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
+            "failures": len(done.failures)}  # fmt: skip
+
+
+def export_project(
+    settings: Settings, project: int, out: Path, kind: str, least: float, progress: Progress
+) -> tuple[int, int]:
+    """Check a project, and write its good regions as a data set, with `rejected.csv` and `report.html`.
+
+    Args:
+        settings: Of the server.
+        project: Project id.
+        out: Folder.
+        kind: One of `quality.export.FORMATS`.
+        least: Smallest score of a region that is kept.
+        progress: Told the share done, and what is being done.
+
+    Returns:
+        How many regions were kept, and how many left out.
+
+    Raises:
+        ApiError: Label Studio does not answer.
+        ConfigError: There is no Label Studio to ask.
+        InputError: There is no such kind.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
+    done = check_project(settings, project, lambda share, step: progress(0.9 * share, step))
+    with _opened(settings, project) as (client, loader, _):
+        annotated = _read(client, loader, project, project_folder(settings, project), lambda t, r: None)
+        verdicts = judge(annotated, done.findings, least)
+        tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
+        title = str(client.call("GET", f"/api/projects/{project}/").get("title"))
+    progress(0.95, "writing")
+    counts = export(verdicts, out, kind, tasks)
+    write_report(verdicts, out / "report.html", title, least)
+    return counts
+
+
+def clear_project(settings: Settings, project: int) -> int:
+    """Remove every trace of quality control from a project; returns how many tasks had something.
+
+    Raises:
+        ApiError: Label Studio does not answer.
+        ConfigError: There is no Label Studio to ask.
+    """
+    client = build_client(settings)
+    if client is None:
+        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to clear")
+    with closing(client):
+        count = clear(client, project)
+    folder = project_folder(settings, project)
+    FindingStore(folder / "quality.jsonl").clear()
+    WrittenLog(folder / "written.jsonl").clear()
+    (folder / "calibration.json").unlink(missing_ok=True)
+    return count
+
+
+def calibrate_project(settings: Settings, project: int, progress: Progress) -> tuple[Calibration, np.ndarray[Any, Any]]:
+    """Make scores mean the expected IoU on this project's images: from corrupted copies of masks that are trusted.
+
+    Trusted are those of ground-truth annotations; without any, those that score well.
+
+    Returns:
+        The calibration, kept for the next check, and (n, 2): shipped expectation and true IoU of each mask.
+
+    Raises:
+        ApiError: Label Studio does not answer.
+        ConfigError: There is no Label Studio to ask, or there are too few masks to trust.
+    """
+    folder = project_folder(settings, project)
+    with _opened(settings, project) as (client, loader, agent):
+        progress(0.0, "reading annotations")
+        annotated = _read(client, loader, project, folder, lambda t, r: None)
+        trusted = _trusted(annotated, FindingStore(folder / "quality.jsonl"))
+        rng, rows = np.random.default_rng(0), []
+        for number, one in enumerate(trusted):
+            image = read_image(one.image)
+            masks = [decode_mask(record.mask) for record in one.records]
+            items, true = [], []
+            for record, mask in zip(one.records, masks, strict=True):
+                others = [other for other in masks if other is not mask][:4]
+                for copy in [mask, *(corrupt_mask(mask, others, rng) for _ in range(_COPIES))]:
+                    if copy.any():
+                        items.append((record.prompt, copy))
+                        both, either = np.count_nonzero(copy & mask), np.count_nonzero(copy | mask)
+                        true.append(both / either)
+            expected = shipped()([judged.evidence for judged in gather(agent, image, items)])
+            rows += list(zip(expected, true, strict=True))
+            progress((number + 1) / len(trusted), f"judging corrupted copies of {len(trusted)} trusted annotations")
+    cloud = np.array(rows)
+    calibration = fit_calibration(cloud[:, 0], cloud[:, 1])
+    calibration.save(folder / "calibration.json")
+    return calibration, cloud
+
+
+def _read(
+    client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None]
+) -> list[Annotated]:
+    records = read_project(client, loader, project, folder / "images", absent=True, failed=failed)
+    return list(group_records(records))
+
+
+def _trusted(annotated: list[Annotated], store: FindingStore) -> list[Annotated]:
+    """Annotations with masks to trust, at most so many masks in all."""
+    good = [one for one in annotated if one.meta.get("ground_truth") and one.records]
+    if not good:
+        scores = {key: finding.score for key, finding in store.read().items()}
+        good = [
+            one for one in annotated
+            if one.records and scores.get((one.meta["annotation"], str(one.image)), 0.0) >= _TRUSTED
+        ]  # fmt: skip
+    chosen, count = [], 0
+    for one in good:
+        if count < _MOST:
+            chosen.append(one)
+            count += len(one.records)
+    if count < _ENOUGH:
+        raise ConfigError(
+            f"there are {count} masks to trust and {_ENOUGH} are needed: mark good annotations as ground truth, or run "
+            "`segagent qc run` first, so that those that score well can be trusted"
+        )
+    return chosen

@@ -1,0 +1,169 @@
+"""`segagent train` and `segagent star`: fine-tune a policy on trajectories, and let it improve on its own attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from ..errors import SegAgentError
+
+if TYPE_CHECKING:
+    from .star import Round
+    from .trainer import FitSettings
+
+__all__ = ["app", "rounds_table"]
+
+app = typer.Typer()
+console = Console()
+
+PolicyArgument = Annotated[
+    str, typer.Argument(help="Policy to start from: embedded, hf:<model>, or hf:<model>+<adapter>.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the result, checkpoints and curves.")]
+MinutesOption = Annotated[float, typer.Option(help="Time budget of a training.", min=0)]
+EpochsOption = Annotated[
+    float | None, typer.Option(help="Passes over the trajectories, at most; by default what suits the kind of model.")
+]
+RateOption = Annotated[float | None, typer.Option(help="Learning rate; by default the one for the kind of model.")]
+FullOption = Annotated[bool, typer.Option("--full", help="Train all weights of a language model, not a LoRA adapter.")]
+VisionOption = Annotated[bool, typer.Option("--vision", help="Train a language model's image encoder, too.")]
+BatchOption = Annotated[int, typer.Option(help="Answers that make an optimizer step.", min=1)]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command()
+def train(
+    policy: PolicyArgument,
+    trajectories: Annotated[list[Path], typer.Option(help="JSONL file of trajectories; may be given several times.")],
+    out: OutOption,
+    minutes: MinutesOption = 60.0,
+    epochs: EpochsOption = None,
+    rate: RateOption = None,
+    full: FullOption = False,
+    vision: VisionOption = False,
+    batch: BatchOption = 16,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Fine-tune a policy on trajectories (supervised).
+
+    A language model gets a LoRA adapter; [b]accelerate launch -m label_studio_segagent.cli train …[/b] uses several
+    GPUs. Use the result as SEGAGENT_POLICY.
+    """
+    from ..hlmat.trajectory import read_trajectories
+    from .trainer import load_trainer
+
+    def run(tell: Callable[[float, str], None]) -> None:
+        lessons = [trajectory for file in trajectories for trajectory in read_trajectories(file)]
+        settings = _settings(policy, minutes, epochs, rate, seed, full, vision, batch)
+        done = load_trainer(policy).fit(lessons, out, settings, resume=resume, progress=tell)
+        console.print(f"{done.steps} steps in {done.seconds:.0f} s, loss {done.loss:.4f}", highlight=False)
+        console.print(f"SEGAGENT_POLICY={escape(done.model)}", highlight=False, soft_wrap=True)
+
+    _with_progress(run)
+
+
+@app.command()
+def star(
+    policy: PolicyArgument,
+    data: Annotated[str, typer.Option(help="What to learn on: a data set as [b]segagent trajectories[/b] takes it.")],
+    out: OutOption,
+    split: Annotated[str | None, typer.Option(help="Part of it to learn on, for example train.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="Part of it to measure on, for example val.")] = None,
+    segmenter: Annotated[str, typer.Option(help="Segmentation tool.")] = "embedded",
+    trajectories: Annotated[
+        list[Path] | None, typer.Option(help="Original trajectories (JSONL); by default F_sim's on --data.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rollout and training, so many times.", min=0)] = 2,
+    clicks: Annotated[int, typer.Option(help="Clicks of a rollout.", min=1)] = 7,
+    limit: Annotated[int, typer.Option(help="Objects to learn on, at most; a tenth of that is measured on.")] = 1000,
+    minutes: MinutesOption = 60.0,
+    epochs: EpochsOption = None,
+    rate: RateOption = None,
+    full: FullOption = False,
+    vision: VisionOption = False,
+    batch: BatchOption = 16,
+    seed: SeedOption = 0,
+) -> None:
+    """Improve a policy by its own attempts (StaR+): keep the clicks that helped, correct the others, train anew.
+
+    Every round starts from POLICY again. What is done already in --out is not repeated, so an interrupted run goes on.
+    """
+    from ..datasets import load_dataset, load_samples
+    from ..hlmat.trajectory import read_trajectories
+    from ..policies import load_policy
+    from ..segmenters import load_segmenter
+    from .star import StarSettings
+    from .star import star as improve
+    from .trainer import load_trainer
+
+    def run(tell: Callable[[float, str], None]) -> None:
+        tool = load_segmenter(segmenter)
+        samples = list(load_samples(islice(load_dataset(data, split=split), limit)))
+        unseen = [] if held_out is None else load_dataset(data, split=held_out)
+        exam = list(load_samples(islice(unseen, max(1, limit // 10))))
+        original = None if not trajectories else [t for file in trajectories for t in read_trajectories(file)]
+        settings = StarSettings(rounds, clicks, fit=_settings(policy, minutes, epochs, rate, seed, full, vision, batch))
+        done = improve(
+            load_trainer(policy, tool), lambda name: load_policy(name, tool), tool, samples, out, settings,
+            original=original, held_out=exam, progress=tell,
+        )  # fmt: skip
+        console.print(rounds_table(done))
+        console.print(f"SEGAGENT_POLICY={escape(done[-1].model)}", highlight=False, soft_wrap=True)
+
+    _with_progress(run)
+
+
+def rounds_table(rounds: list[Round]) -> Table:
+    """The report of StaR+ for people."""
+    table = Table(title="StaR+")
+    for column in ("round", "learned from", "actions kept", "replaced", "unreadable", "loss", "mIoU train", "mIoU"):
+        table.add_column(column, justify="right")
+    table.add_column("minutes", justify="right")
+    for one in rounds:
+        tally = one.tally
+        actions = tally.kept + tally.replaced
+        share = f" ({tally.kept / actions:.0%})" if actions else ""
+        numbers = [str(one.number), str(one.learned_from), f"{tally.kept}{share}", str(tally.replaced)]
+        numbers += [str(tally.unreadable), f"{one.loss:.3f}", f"{one.train_miou:.3f}"]
+        table.add_row(*numbers, "" if one.miou is None else f"{one.miou:.3f}", f"{one.seconds / 60:.1f}")
+    return table
+
+
+def _settings(
+    policy: str,
+    minutes: float,
+    epochs: float | None,
+    rate: float | None,
+    seed: int,
+    full: bool,
+    vision: bool,
+    batch: int,
+) -> FitSettings:
+    from .trainer import FitSettings
+
+    settings = FitSettings(seconds=minutes * 60, epochs=epochs, rate=rate, seed=seed)
+    if not policy.startswith("hf:"):
+        return settings
+    from .mllm_trainer import MllmSettings
+
+    return MllmSettings(**asdict(settings), full=full, vision=vision, batch=batch)
+
+
+def _with_progress(run: Callable[[Callable[[float, str], None]], Any]) -> None:
+    try:
+        with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[text]}"), console=console) as bar:
+            task = bar.add_task("", total=1.0, text="")
+            run(lambda share, text: bar.update(task, completed=share, text=text))
+    except (SegAgentError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from label_studio_segagent import SegAgent, load_policy, load_segmenter
+from label_studio_segagent.datasets.record import Record
+from label_studio_segagent.errors import InputError
+from label_studio_segagent.hlmat.trajectory import Sample, encode_mask
+from label_studio_segagent.quality.calibration import Calibration
+from label_studio_segagent.quality.export import export, judge
+from label_studio_segagent.quality.issues import Thresholds
+from label_studio_segagent.quality.project import (
+    Annotated,
+    Finding,
+    FindingStore,
+    WrittenLog,
+    group_records,
+    inspect_all,
+)
+from label_studio_segagent.quality.report import write_report
+
+QUIET = Thresholds("missing_object=off")
+
+
+@pytest.fixture(scope="module")
+def agent() -> SegAgent:
+    return SegAgent(load_policy("saliency"), load_segmenter("grabcut"), max_clicks=1)
+
+
+@pytest.fixture
+def picture(scene: Sample, tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    PilImage.fromarray(scene.image).save(path)
+    return path
+
+
+def record(picture: Path, mask: np.ndarray, annotation: int, region: str = "r", **meta: Any) -> Record:
+    fields = {"task": 1, "annotation": annotation, "region": region, "by": 5, "updated": "now", **meta}
+    return Record(picture, "object", encode_mask(mask), f"{annotation}/{region}", (*mask.shape,), fields)
+
+
+def run(
+    agent: SegAgent, annotated: list[Annotated], store: FindingStore, failed: list[Any] | None = None
+) -> tuple[list[Finding], int]:
+    fresh: list[bool] = []
+    found = inspect_all(
+        agent, annotated, store, thresholds=QUIET, calibration=Calibration(),
+        failed=lambda task, reason: (failed if failed is not None else []).append((task, reason)),
+        progress=lambda finding, new: fresh.append(new),
+    )  # fmt: skip
+    return found, sum(fresh)
+
+
+def test_records_are_grouped_by_annotation(picture: Path, scene: Sample) -> None:
+    mask = scene.mask
+    rows = [
+        record(picture, mask, 1),
+        record(picture, mask, 1, "s"),
+        record(picture, mask, 1, absent=True),
+        record(picture, mask, 2),
+    ]
+    first, second = group_records(rows)
+    assert [r.meta["region"] for r in first.records] == ["r", "s"] and first.absent == ("object",)
+    assert second.meta["annotation"] == 2 and len(second.records) == 1
+
+
+def test_only_what_changed_is_inspected_again(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:
+    store = FindingStore(tmp_path / "quality.jsonl")
+    half = scene.mask.copy()
+    half[:, : half.shape[1] // 2] = False
+    annotated = list(group_records([record(picture, scene.mask, 1), record(picture, half, 2)]))
+    found, fresh = run(agent, annotated, store)
+    assert fresh == 2 and [f.annotation for f in found] == [1, 2] and found[0].regions[0]["id"] == "r"
+    assert 0 <= found[1].score <= 1 and json.dumps(found[0].regions)
+    assert run(agent, annotated, store) == (found, 0)
+    changed = list(group_records([record(picture, scene.mask, 1), record(picture, scene.mask, 2)]))
+    assert run(agent, changed, store)[1] == 1
+    # One that is gone is forgotten.
+    assert len(run(agent, changed[:1], store)[0]) == 1 and set(store.read()) == {(1, str(picture))}
+
+
+def test_a_run_that_was_killed_goes_on(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:
+    store = FindingStore(tmp_path / "quality.jsonl")
+    annotated = list(group_records([record(picture, scene.mask, 1), record(picture, scene.mask, 2)]))
+    found, _ = run(agent, annotated, store)
+    store.replace(found[:1])
+    with (tmp_path / "quality.jsonl").open("a") as file:
+        file.write('{"task": 1, "annotation": 2, "ima')
+    assert run(agent, annotated, store) == (found, 1)
+    assert len(store.read()) == 2
+
+
+def test_what_was_written_is_remembered(tmp_path: Path) -> None:
+    log = WrittenLog(tmp_path / "written.jsonl")
+    assert log.read() == {}
+    log.add(1, "a")
+    log.add(2, "b")
+    with (tmp_path / "written.jsonl").open("a") as file:
+        file.write('[3, "c')
+    log.add(1, "d")
+    assert log.read() == {1: "d", 2: "b"}
+    log.clear()
+    assert log.read() == {}
+
+
+def test_what_cannot_be_inspected_does_not_end_the_run(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.png"
+    rows = [record(gone, scene.mask, 1), record(picture, np.ones((3, 3), bool), 2), record(picture, scene.mask, 3)]
+    failed: list[tuple[Any, str]] = []
+    found, _ = run(agent, list(group_records(rows)), FindingStore(tmp_path / "q.jsonl"), failed)
+    assert [f.annotation for f in found] == [3] and len(failed) == 2
+    assert "gone.png" in failed[0][1] and "size" in failed[1][1]
+
+
+def test_verdicts_data_sets_and_the_report(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:
+    mask = scene.mask
+    rows = [record(picture, mask, 1), record(picture, mask, 1, "s"), record(picture, np.zeros_like(mask), 2)]
+    annotated = list(group_records(rows))
+    [one, two] = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))[0]
+    issue = {"name": "incomplete", "note": "<b>half</b>", "regions": ["s"], "box": [1, 2, 9, 9], "label": "object"}
+    scored = [{**one.regions[0], "score": 0.9}, {**one.regions[1], "score": 0.3}]
+    findings = [replace(one, regions=scored, issues=[issue]), two]
+    verdicts = judge(annotated, findings, 0.8)
+    assert [v.kept for v in verdicts] == [True, False, False]
+    assert verdicts[1].reasons == ("score 0.30 is below 0.80", "incomplete: <b>half</b>")
+    assert "not inspected" in verdicts[2].reasons[0]
+    assert export(verdicts, tmp_path / "out", "coco") == (1, 2)
+    with (tmp_path / "out" / "rejected.csv").open() as file:
+        assert [row["region"] for row in csv.DictReader(file)] == ["s", "r"]
+    write_report(verdicts, tmp_path / "report.html", "A <i>title</i>", 0.8)
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;half" in page and "<b>half" not in page and "&lt;i&gt;title" in page
+    with pytest.raises(InputError, match="unknown format"):
+        export(verdicts, tmp_path, "xml")
