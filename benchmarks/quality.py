@@ -30,7 +30,7 @@ from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.policy_data import Scene, is_development, read_scenes
 
 _COPIES = 4
-_GAIN = 0.05
+_GAIN = 0.2
 _LEAST = 0.005
 """Share of the image that an object has at least."""
 

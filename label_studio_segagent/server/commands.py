@@ -118,7 +118,7 @@ def refine(
     view: Annotated[int | None, typer.Option(help="Id of a Data Manager tab: its tasks only.")] = None,
     gain: Annotated[
         float, typer.Option(help="Smallest expected gain in IoU for which a region is replaced.", min=0, max=1)
-    ] = 0.05,
+    ] = 0.2,
 ) -> None:
     """Let the agent refine masks that tasks already carry: annotations, or else predictions of any model.
 

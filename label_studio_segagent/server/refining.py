@@ -54,7 +54,7 @@ class Refined:
 
 def refine_project(
     settings: Settings, project: int, out: Path, progress: Callable[[float, str], None], *, view: int | None = None,
-    least_gain: float = 0.05,
+    least_gain: float = 0.2,
 ) -> Refined:  # fmt: skip
     """Let the agent refine the masks of a project's tasks: of the newest annotation, or else the newest prediction.
 

@@ -60,8 +60,8 @@ class _Example:
 class EmbeddedPolicyTrainer(Trainer):
     """Teaches labels to an embedded policy.
 
-    The last mask of a trajectory is taken for right; all instances of a label in an image must have one. An empty last
-    mask says that there is nothing of the label.
+    A trajectory's `target` (its last mask, where it does not name another) is taken for right; all instances of a label
+    in an image must have one. An empty one says that there is nothing of the label.
 
     Args:
         start: "embedded" or "embedded:<weights>".
@@ -117,11 +117,18 @@ def _group(book: LabelBook, trajectories: Sequence[Trajectory]) -> dict[tuple[st
         if trajectory.steps:
             key = (_name(book, trajectory.prompt), trajectory.image or str(id(trajectory)))
             grouped.setdefault(key, []).append(trajectory)
-    if not any(t.steps[-1].mask.any() for group in grouped.values() for t in group):
-        raise InputError(f"none of the {len(trajectories)} trajectories ends in a mask: nothing to learn from")
     # A label of which no image has anything cannot be learned.
-    seen = {name for (name, _), group in grouped.items() if any(t.steps[-1].mask.any() for t in group)}
+    seen = {name for (name, _), group in grouped.items() if any(_truth(t).any() for t in group)}
+    if not seen:
+        raise InputError(f"none of the {len(trajectories)} trajectories ends in a mask: nothing to learn from")
     return {key: group for key, group in grouped.items() if key[0] in seen}
+
+
+def _truth(trajectory: Trajectory) -> Mask:
+    """What the object really is, bool (H, W)."""
+    truth = trajectory.target
+    assert truth is not None  # those without a step have been left out
+    return truth
 
 
 def _name(book: LabelBook, prompt: str) -> str:
@@ -269,7 +276,8 @@ class _Run:
 
 
 def _example(policy: EmbeddedPolicy, image: Image, label: int, group: Sequence[Trajectory]) -> _Example:
-    masks: list[Mask] = [t.steps[-1].mask for t in group if t.steps[-1].mask.any()]
+    # Several trajectories may be of the same object.
+    masks: list[Mask] = list({truth.tobytes(): truth for t in group if (truth := _truth(t)).any()}.values())
     seen, side = policy.see(image), policy.net.config.side
     view = seen.view
     boxes = np.stack([view.box(mask_box(m)) / 8 for m in masks]) if masks else np.zeros((0, 4), np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..hlmat.actions import Answer
+from ..hlmat.arrays import Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Trajectory
 from ..policies.base import Observation
@@ -37,6 +38,13 @@ def lessons_of(trajectories: Sequence[Trajectory]) -> list[Lesson]:
     ]
 
 
+def _rating(trajectory: Trajectory, mask: Mask) -> float:
+    """The IoU of a mask with what the object really is."""
+    truth = trajectory.target
+    assert truth is not None  # it has a step
+    return iou(mask, truth)
+
+
 def collate(policy: HfPolicy, lessons: Sequence[Lesson], images: ImageReader) -> dict[str, Any]:
     """A batch for a model: what `policy` would be asked, followed by what it should answer.
 
@@ -54,7 +62,7 @@ def collate(policy: HfPolicy, lessons: Sequence[Lesson], images: ImageReader) ->
         trajectory, step = lesson.trajectory, lesson.trajectory.steps[lesson.step]
         image = images(trajectory)
         assert step.action is not None
-        rating = iou(step.mask, trajectory.steps[-1].mask) if step.true_iou is None else step.true_iou
+        rating = step.true_iou if step.true_iou is not None else _rating(trajectory, step.mask)
         size = (image.shape[0], image.shape[1])
         questions.append(policy._act_question(Observation(image, step.mask, trajectory.prompt, trajectory.box)))
         answers.append(policy.grammar.format(Answer(step.action, rating), size))

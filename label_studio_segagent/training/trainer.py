@@ -1,7 +1,7 @@
 """What all ways to fine-tune a model have in common: trajectories in, the name of a better model out.
 
 A trainer belongs to one model family. It reads trajectories only: `Step.mask` is what the policy saw,
-`Step.true_iou` and `Step.action` what it should have answered, the last mask what the object really is.
+`Step.true_iou` and `Step.action` what it should have answered, `Trajectory.target` what the object really is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Trainer(ABC):
         start: The model to start from, as `load_policy` or `load_segmenter` take it.
 
     Attributes:
-        clicks: Whether it learns from clicks. If not, the last masks of trajectories are all it needs.
+        clicks: Whether it learns from clicks. If not, the targets of trajectories are all it needs.
     """
 
     clicks: ClassVar[bool] = True

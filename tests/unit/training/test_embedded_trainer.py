@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.arrays import Image
-from label_studio_segagent.hlmat.trajectory import Trajectory, encode_mask
+from label_studio_segagent.hlmat.trajectory import Step, Trajectory, encode_mask
 from label_studio_segagent.policies.embedded import EmbeddedPolicy
 from label_studio_segagent.training.embedded_trainer import EmbeddedPolicyTrainer
 from label_studio_segagent.training.evaluation import LabelledImage, to_trajectories
@@ -102,6 +102,24 @@ def test_known_labels_stay_near_what_they_were(
     fitted = trainer.fit(renamed, tmp_path, settings)
     after = EmbeddedPolicy(fitted.model.partition(":")[2], trainer.policy.segmenter)
     assert len(after.net.config.labels) - len(trainer.policy.net.config.labels) in (0, 1)
+
+
+def test_the_target_counts_not_the_last_mask(
+    trainer: EmbeddedPolicyTrainer, trajectories: list[Trajectory], tmp_path: Path
+) -> None:
+    """Click trajectories often end before the mask is right; several are of one object."""
+    clicked = []
+    for done in trajectories[:4]:
+        half = done.steps[-1].mask.copy()
+        half[:, : half.shape[1] // 2] = False
+        target = encode_mask(done.steps[-1].mask)
+        for _ in range(2):
+            steps = [Step(half, None, None, 0.5)]
+            clicked.append(Trajectory(done.prompt, done.image, None, steps, {"target": target}))
+    settings = FitSettings(seconds=60, epochs=4)
+    plain = trainer.fit(trajectories[:4], tmp_path / "plain", settings)
+    same = trainer.fit(clicked, tmp_path / "clicked", settings)
+    assert same.loss == pytest.approx(plain.loss, rel=1e-4)
 
 
 def test_nothing_to_learn_from(trainer: EmbeddedPolicyTrainer, trajectories: list[Trajectory], tmp_path: Path) -> None:
