@@ -4,10 +4,8 @@ import base64
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -144,7 +142,7 @@ def test_nothing_to_measure(data: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "no object of" in text(result) and "the first, 0: the mask of" in text(result)
 
 
-def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path, start_command: Any) -> None:
     content = json.loads((data / "val.json").read_text())
     one = content["annotations"][0]
     content["images"] = [{**content["images"][0], "id": n, "file_name": f"{n}.png"} for n in range(200)]
@@ -157,7 +155,7 @@ def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
         sys.executable, "-m", "label_studio_segagent.cli", "evaluate", str(data), "--out", str(out), *PLAIN,
         "--jobs", "2",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = start_command(command)
     deadline, rows = time.monotonic() + 60, out / "objects.jsonl"
     while not (rows.exists() and rows.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)

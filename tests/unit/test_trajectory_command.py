@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -174,7 +172,7 @@ def test_an_output_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path, jobs: int) -> None:
+def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path, jobs: int, start_command: Any) -> None:
     content = json.loads((data / "train.json").read_text())
     content["images"] = [{**content["images"][0], "id": n} for n in range(300)]
     one = content["annotations"][0]
@@ -188,11 +186,7 @@ def test_ctrl_c_and_the_same_command_again(data: Path, tmp_path: Path, jobs: int
         sys.executable, "-m", "label_studio_segagent.cli", "trajectories", str(data), "--out", str(out),
         "--segmenter", "grabcut", "--jobs", str(jobs),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
-        # Tests in the background of a script inherit that Ctrl+C is ignored; people at a terminal do not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    process = start_command(command)
     deadline = time.monotonic() + 60
     while not (out.exists() and out.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
