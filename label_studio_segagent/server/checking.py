@@ -29,7 +29,7 @@ from ..quality.report import write_report
 from ..quality.writeback import add_control, clear, has_control, put_queue, write_findings
 from ..training.mask_corruption import corrupt_mask
 from .jobs import Job
-from .models import Models, build_client, build_loader, build_predictor, version_store
+from .models import Models, build_loader, build_predictor, need_client, version_store
 from .settings import Settings
 
 __all__ = [
@@ -81,9 +81,7 @@ def project_folder(settings: Settings, project: int) -> Path:
 
 @contextmanager
 def _opened(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClient, ImageLoader, SegAgent]]:
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to check")
+    client = need_client(settings)
     with closing(client), closing(build_loader(settings, client)) as loader, closing(build_predictor(settings)) as base:
         yield client, loader, Models(settings, base, version_store(settings)).predictor(project).agent
 
@@ -206,9 +204,7 @@ def compare_annotators(
         ApiError: Label Studio does not answer.
         ConfigError: There is no Label Studio to ask.
     """
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to look at")
+    client = need_client(settings)
     folder = project_folder(settings, project)
     with closing(client), closing(build_loader(settings, client)) as loader:
         annotated = _read(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
@@ -236,9 +232,7 @@ def clear_project(settings: Settings, project: int) -> int:
         ApiError: Label Studio does not answer.
         ConfigError: There is no Label Studio to ask.
     """
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to clear")
+    client = need_client(settings)
     with closing(client):
         count = clear(client, project)
     folder = project_folder(settings, project)

@@ -17,7 +17,7 @@ from PIL import Image as PilImage
 
 from ..agent.agent import SegAgent
 from ..datasets.record import Record
-from ..errors import ApiError, ConfigError, InputError
+from ..errors import ApiError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import Trajectory, read_trajectories
@@ -30,7 +30,7 @@ from ..training.generation import generate
 from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
 from .jobs import Job
-from .models import build_agent, build_client, build_loader, load_version, version_store
+from .models import build_agent, build_loader, load_version, need_client, version_store
 from .settings import Settings
 
 __all__ = ["learn", "split"]
@@ -60,9 +60,7 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
         ConfigError: There is no Label Studio to ask, or a model cannot be loaded.
         InputError: There is too little to learn from.
     """
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: annotations cannot be fetched")
+    client = need_client(settings)
     store = version_store(settings)
     report(0.0, "reading annotations")
     with closing(client), closing(build_loader(settings, client)) as loader, _alone(store, job.project) as work:

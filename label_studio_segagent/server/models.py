@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..agent.agent import SegAgent
-from ..errors import SegAgentError
+from ..errors import ConfigError, SegAgentError
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..policies import load_policy
@@ -18,7 +18,16 @@ from ..training.versions import Version, VersionStore
 from .predictor import Predictor
 from .settings import Settings
 
-__all__ = ["Models", "build_agent", "build_client", "build_loader", "build_predictor", "load_version", "version_store"]
+__all__ = [
+    "Models",
+    "build_agent",
+    "build_client",
+    "build_loader",
+    "build_predictor",
+    "load_version",
+    "need_client",
+    "version_store",
+]
 
 log = logging.getLogger(__name__)
 _LOADED = 8
@@ -64,6 +73,18 @@ def build_client(settings: Settings) -> LabelStudioClient | None:
     if not settings.label_studio_url:
         return None
     return LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+
+
+def need_client(settings: Settings) -> LabelStudioClient:
+    """The client of the settings' Label Studio, for work that cannot do without.
+
+    Raises:
+        ConfigError: There is none, or its URL is wrong.
+    """
+    client = build_client(settings)
+    if client is None:
+        raise ConfigError("LABEL_STUDIO_URL is not set: say which Label Studio has the project")
+    return client
 
 
 def build_loader(settings: Settings, client: LabelStudioClient | None) -> ImageLoader:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, SegAgentError
-from ..labelstudio.client import LabelStudioClient
+from ..errors import SegAgentError
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
 from ..training.acquisition import labelling_order, uncertainty
-from .models import Models, build_client, build_predictor, version_store
+from .models import Models, build_predictor, need_client, version_store
 from .predictor import Predictor
 from .settings import Settings
 
@@ -78,7 +77,7 @@ def rank(settings: Settings, project: int, progress: Progress, sampling: bool = 
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
         InputError: There is no such project.
     """
-    client = _client(settings)
+    client = need_client(settings)
     with closing(client), closing(build_predictor(settings)) as base:
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         fields = client.call("GET", f"/api/projects/{project}/")
@@ -123,18 +122,11 @@ def clear_ranking(settings: Settings, project: int) -> int:
         ApiError: Label Studio does not answer.
         ConfigError: There is no Label Studio to ask.
     """
-    with closing(_client(settings)) as client:
+    with closing(need_client(settings)) as client:
         marked = [t["id"] for t in iterate_tasks(client, project) if COLUMN in (t.get("data") or {})]
         for task in marked:
             merge_data(client, task, {COLUMN: None})
         return len(marked)
-
-
-def _client(settings: Settings) -> LabelStudioClient:
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to rank")
-    return client
 
 
 def _look(predictor: Predictor, config: LabelConfig, task: dict[str, Any]) -> _Look:

@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image as PilImage
 
 from ..agent.agent import SegAgent
-from ..errors import ConfigError, InputError, SegAgentError
+from ..errors import InputError, SegAgentError
 from ..hlmat.arrays import Image
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
 from ..labelstudio.tasks import iterate_tasks, put_prediction
 from ..pictures import result_panel, sheet
-from .models import Models, build_client, build_predictor, version_store
+from .models import Models, build_predictor, need_client, version_store
 from .settings import Settings
 
 __all__ = ["Refined", "refine_project"]
@@ -73,9 +73,7 @@ def refine_project(
         ApiError: Label Studio does not answer.
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
     """
-    client = build_client(settings)
-    if client is None:
-        raise ConfigError("LABEL_STUDIO_URL is not set: there is no project to refine")
+    client = need_client(settings)
     with closing(client), closing(build_predictor(settings)) as base:
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         config = LabelConfig.parse(str(client.call("GET", f"/api/projects/{project}/").get("label_config")))
