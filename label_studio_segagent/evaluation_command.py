@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .opening import DATA_HELP, opened
-from .terminal import console, errors, fail
+from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
     from .datasets import Record
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _LABELS_SHOWN = 12
-_FAILURES_SHOWN = 10
 
 
 def evaluate(
@@ -87,7 +86,7 @@ def evaluate(
         raise typer.Exit(130) from None
     _show(results, done)
     _show_written(out)
-    _show_failures(done.failures)
+    show_failures(done.failures, "results.json")
 
 
 def _run(
@@ -180,12 +179,3 @@ def _show_written(out: Path) -> None:
         ("trajectories.jsonl", "what the agent did, click by click"),
     ):
         console.print(f"  {name:20} {what}", highlight=False)
-
-
-def _show_failures(failures: Sequence[tuple[str, str]]) -> None:
-    for name, reason in failures[:_FAILURES_SHOWN]:
-        errors.print(f"[yellow]{escape(name)}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(failures) > _FAILURES_SHOWN:
-        errors.print(f"[yellow]… and {len(failures) - _FAILURES_SHOWN} more, all in results.json[/]")
-    if failures:
-        raise typer.Exit(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -13,7 +13,9 @@ from rich.progress import Progress
 
 from .errors import SegAgentError
 
-__all__ = ["console", "errors", "fail", "reporting"]
+__all__ = ["console", "errors", "fail", "reporting", "show_failures"]
+
+_FAILURES_SHOWN = 10
 
 console = Console()
 errors = Console(stderr=True)
@@ -23,6 +25,24 @@ def fail(error: SegAgentError | OSError) -> NoReturn:
     """End the command with an error's message and exit code 1."""
     errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from error
+
+
+def show_failures(failures: Sequence[tuple[str, str]], where: str) -> None:
+    """Print what failed and why, not all of too many, and end the command with exit code 2 if there is anything.
+
+    Args:
+        failures: (name, reason) of each.
+        where: The file that has all of them.
+
+    Raises:
+        typer.Exit: Something failed.
+    """
+    for name, reason in failures[:_FAILURES_SHOWN]:
+        errors.print(f"[yellow]{escape(name)}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(failures) > _FAILURES_SHOWN:
+        errors.print(f"[yellow]… and {len(failures) - _FAILURES_SHOWN} more, all in {where}[/]")
+    if failures:
+        raise typer.Exit(2)
 
 
 @contextmanager

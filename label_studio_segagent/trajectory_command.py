@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .errors import InputError, SegAgentError
 from .opening import DATA_HELP, opened
-from .terminal import console, errors, fail
+from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
     from .datasets import Record
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["trajectories"]
 
 _LABELS_SHOWN = 12
-_FAILURES_SHOWN = 10
 
 
 def trajectories(
@@ -100,7 +99,7 @@ def trajectories(
         raise typer.Exit(130) from None
     _show(found, made)
     _show_written(out, drawn, segagent_json, exported)
-    _show_failures(failures)
+    show_failures(failures, ".stats.json")
 
 
 def _first(records: Iterable[Record], limit: int | None) -> Iterable[Record]:
@@ -189,12 +188,3 @@ def _show_written(out: Path, drawn: int, segagent_json: Path | None, exported: i
     console.print(f"  {escape(out.with_suffix('.stats.json').name)}: these numbers and all labels")
     if segagent_json is not None:
         console.print(f"{exported} trajectories in the SegAgent layout in {escape(str(segagent_json))}", soft_wrap=True)
-
-
-def _show_failures(failures: Sequence[tuple[str, str]]) -> None:
-    for name, reason in failures[:_FAILURES_SHOWN]:
-        errors.print(f"[yellow]{escape(name)}:[/] {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(failures) > _FAILURES_SHOWN:
-        errors.print(f"[yellow]… and {len(failures) - _FAILURES_SHOWN} more, all in .stats.json[/]")
-    if failures:
-        raise typer.Exit(2)

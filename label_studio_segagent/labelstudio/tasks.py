@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ApiError, InputError
 from .client import LabelStudioClient
 
-__all__ = ["columns_shown", "iterate_tasks", "merge_data", "put_prediction", "put_view"]
+__all__ = ["iterate_tasks", "merge_data", "put_prediction", "put_view"]
 
 _PAGE = 100
 _TRIES = 5
@@ -88,7 +88,7 @@ _HIDDEN = (
 )  # fmt: skip
 
 
-def columns_shown(*names: str) -> dict[str, list[str]]:
+def _columns_shown(*names: str) -> dict[str, list[str]]:
     """The `hiddenColumns` of a view: what most people do not need, without `names`."""
     hidden = [name for name in _HIDDEN if name not in names]
     return {"explore": hidden, "labeling": hidden}
@@ -115,7 +115,7 @@ def put_view(
     data = {
         "title": title, "type": "list", "target": "tasks", "ordering": list(ordering),
         "filters": {"conjunction": "and", "items": [dict(item) for item in filters]},
-        "hiddenColumns": columns_shown(*shown),
+        "hiddenColumns": _columns_shown(*shown),
     }  # fmt: skip
     body = {"project": project, "data": data}
     try:

@@ -117,12 +117,12 @@ def export(
     return len(kept), len(verdicts) - len(kept)
 
 
-def _picture(record: Record, out: Path) -> str:
-    """Copy the picture of a region into the data set; returns its name there."""
-    (out / "images").mkdir(exist_ok=True)
-    name = f"{record.meta['task']}-{record.image.stem[:8]}{record.image.suffix}"
+def _picture(task: int, image: Path, out: Path) -> str:
+    """Copy a picture of a task into the data set; returns its name there."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    name = f"{task}-{image.stem[:8]}{image.suffix}"
     if not (out / "images" / name).exists():
-        shutil.copyfile(record.image, out / "images" / name)
+        shutil.copyfile(image, out / "images" / name)
     return name
 
 
@@ -131,7 +131,7 @@ def _coco(kept: Sequence[Verdict], out: Path) -> None:
     images: dict[str, dict[str, Any]] = {}
     annotations = []
     for number, v in enumerate(kept, 1):
-        name = _picture(v.record, out)
+        name = _picture(v.record.meta["task"], v.record.image, out)
         height, width = v.record.mask["size"]
         image = images.setdefault(name, {"id": len(images) + 1, "file_name": name, "width": width, "height": height})
         x, y, w, h = (float(n) for n in coco_mask.toBbox(v.record.mask))
@@ -152,13 +152,12 @@ def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Pat
         agreed: By (task, image file).
         out: Folder; made when missing.
     """
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     names = sorted({one.label for group in agreed.values() for one in group})
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for (task, path), group in agreed.items():
-        name = f"{task}-{Path(path).stem[:8]}{Path(path).suffix}"
-        shutil.copyfile(path, out / "images" / name)
+        name = _picture(task, Path(path), out)
         for one in group:
             rle = encode_mask(one.mask)
             box = [float(n) for n in coco_mask.toBbox(rle)]
@@ -178,7 +177,7 @@ def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Pat
 def _masks(kept: Sequence[Verdict], out: Path) -> None:
     counts: dict[tuple[str, str], int] = {}
     for v in kept:
-        name, mask = _picture(v.record, out), decode_mask(v.record.mask)
+        name, mask = _picture(v.record.meta["task"], v.record.image, out), decode_mask(v.record.mask)
         if mask_box(mask) is None:
             continue
         label = "".join(c if c.isalnum() or c in " -_" else "_" for c in v.record.prompt).strip() or "object"

@@ -16,7 +16,17 @@ from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_v
 from .issues import NAMES
 from .project import Finding
 
-__all__ = ["ISSUES", "SCORE", "VIEW", "add_control", "clear", "has_control", "put_queue", "write_findings"]
+__all__ = [
+    "ISSUES",
+    "SCORE",
+    "VIEW",
+    "add_control",
+    "clear",
+    "has_control",
+    "put_queue",
+    "qc_version",
+    "write_findings",
+]
 
 SCORE, ISSUES = "qc_score", "qc_issues"
 """Columns of the task data."""
@@ -47,12 +57,17 @@ def write_findings(
     merge_data(client, task, {SCORE: round(score, 3), ISSUES: ", ".join(names)})
     mine = [p for p in client.call("GET", "/api/predictions/", task=task) if _ours(p)]
     result = [_box(finding, issue) for finding in findings for issue in finding.issues] if boxes else []
-    name = _VERSION + version.removeprefix("segagent-")
+    name = qc_version(version)
     for old in mine:
         if not result or old["model_version"] != name:
             client.call("DELETE", f"/api/predictions/{old['id']}/")
     if result:
         put_prediction(client, {"id": task, "predictions": mine}, result, score, name)
+
+
+def qc_version(version: str) -> str:
+    """The model version of quality control's predictions, from that of the model that judged."""
+    return _VERSION + version.removeprefix("segagent-")
 
 
 def put_queue(client: LabelStudioClient, project: int) -> int:

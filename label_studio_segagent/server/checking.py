@@ -14,6 +14,7 @@ import numpy as np
 from ..agent.agent import SegAgent
 from ..datasets.record import read_image
 from ..errors import ConfigError, InputError, SegAgentError
+from ..hlmat.metrics import iou
 from ..hlmat.trajectory import decode_mask
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
@@ -26,10 +27,10 @@ from ..quality.export import FORMATS, export, judge, write_consensus
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
-from ..quality.writeback import add_control, clear, has_control, put_queue, write_findings
+from ..quality.writeback import add_control, clear, has_control, put_queue, qc_version, write_findings
 from ..training.mask_corruption import corrupt_mask
 from .jobs import Job
-from .models import Models, build_loader, build_predictor, need_client, version_store
+from .models import Models, build_loader, build_predictor, need_client, project_folder, version_store
 from .settings import Settings
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
     "clear_project",
     "compare_annotators",
     "export_project",
-    "project_folder",
 ]
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,6 @@ class Checked:
     view: int = 0
     boxes: bool = False
     calibration: Calibration = field(default_factory=Calibration)
-
-
-def project_folder(settings: Settings, project: int) -> Path:
-    """Where images, findings and calibration of a project are."""
-    return settings.data_dir / "projects" / str(int(project))
 
 
 @contextmanager
@@ -139,8 +134,7 @@ def check_project(
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
-            version = "qc-" + agent.version.removeprefix("segagent-")
-            client.call("PATCH", f"/api/projects/{project}/", {"model_version": version})
+            client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
     return done
 
 
@@ -269,8 +263,7 @@ def calibrate_project(settings: Settings, project: int, progress: Progress) -> t
                 for copy in [mask, *(corrupt_mask(mask, others, rng) for _ in range(_COPIES))]:
                     if copy.any():
                         items.append((record.prompt, copy))
-                        both, either = np.count_nonzero(copy & mask), np.count_nonzero(copy | mask)
-                        true.append(both / either)
+                        true.append(iou(copy, mask))
             expected = shipped()([judged.evidence for judged in gather(agent, image, items)])
             rows += list(zip(expected, true, strict=True))
             progress((number + 1) / len(trusted), f"judging corrupted copies of {len(trusted)} trusted annotations")

@@ -30,7 +30,7 @@ from ..training.generation import generate
 from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
 from .jobs import Job
-from .models import build_agent, build_loader, load_version, need_client, version_store
+from .models import build_agent, build_loader, load_version, need_client, project_folder, version_store
 from .settings import Settings
 
 __all__ = ["learn", "split"]
@@ -64,7 +64,7 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
     store = version_store(settings)
     report(0.0, "reading annotations")
     with closing(client), closing(build_loader(settings, client)) as loader, _alone(store, job.project) as work:
-        folder = settings.data_dir / "projects" / str(job.project) / "images"
+        folder = project_folder(settings, job.project) / "images"
         held, taught = split(labelled_images(read_project(client, loader, job.project, folder, absent=True)))
         result = _Training(settings, store, job.project, report).run(work, held, taught)
         if result["promoted"]:

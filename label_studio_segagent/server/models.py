@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..agent.agent import SegAgent
 from ..errors import ConfigError, SegAgentError
@@ -26,6 +27,7 @@ __all__ = [
     "build_predictor",
     "load_version",
     "need_client",
+    "project_folder",
     "version_store",
 ]
 
@@ -112,6 +114,11 @@ def build_predictor(settings: Settings) -> Predictor:
         seconds=settings.predict_seconds,
         max_instances=settings.max_instances,
     )
+
+
+def project_folder(settings: Settings, project: int) -> Path:
+    """Where images, findings and calibration of a project are."""
+    return settings.data_dir / "projects" / str(int(project))
 
 
 def version_store(settings: Settings) -> VersionStore:
