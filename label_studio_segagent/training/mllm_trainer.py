@@ -123,7 +123,6 @@ class MllmTrainer(Trainer):
                 policy.processor.save_pretrained(folder)
             else:
                 model.save_pretrained(folder, save_embedding_layers=False)
-            report.draw()
         trainer.accelerator.wait_for_everyone()
         found = f"hf:{folder}" if chosen.full else f"hf:{name}+{folder}"
         fitted = Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)

@@ -16,10 +16,11 @@ import torch
 
 from ..segmenters.embedded_net import NetConfig, SegmenterNet
 from .backbone import load_imagenet
+from .curves import draw_curves
 from .feeding import SpareCores, keep_memory, ready_batches
 from .running import append_row, progress_bar, rate_factor, stopping
 from .segmenter_data import CropDataset, CropSample
-from .segmenter_report import draw_curves, save_weights, write_card
+from .segmenter_report import save_weights, write_card
 from .segmenter_steps import StepReport, train_on
 
 __all__ = ["TrainSettings", "train"]
