@@ -100,7 +100,7 @@ class EmbeddedPolicyTrainer(Trainer):
         examples = run.look(self.policy, groups, images or open_image, report)
         run.learn(examples, out, report)
         path = out / "policy.safetensors"
-        save_net(run.finish(), path, self.policy.segmenter.version)
+        save_net(run.finish(), path, self.policy.segmenter.eyes)
         return Fitted(f"embedded:{path}", run.steps, run.loss, run.seconds)
 
 

@@ -130,9 +130,9 @@ def train_policy(
     figures = _train_locator(run, clicker, scenes, kept)
     path = out / "policy.safetensors"
     if not run.stop:
-        save_net(run.average, path, clicker.version)
+        save_net(run.average, path, clicker.eyes)
         figures |= _train_reviewer(run, EmbeddedPolicy(path, clicker), scenes, kept)
-    save_net(run.average, path, clicker.version)
+    save_net(run.average, path, clicker.eyes)
     write_card(
         out, path, data, {**asdict(settings), **figures}, asdict(run.net.config),
         sum(run.steps.values()), sum(run.seconds.values()), title="Embedded click policy", notes=_NOTES, use=_USE,

@@ -18,13 +18,20 @@ from ..segmenters.embedded_net import SegmenterNet
 __all__ = ["save_weights", "write_card"]
 
 
-def save_weights(net: SegmenterNet, path: Path) -> None:
-    """Fold and write `net` as float16 safetensors with its sizes in the metadata; `net` itself stays as it is."""
+def save_weights(net: SegmenterNet, path: Path, eyes: str = "") -> None:
+    """Fold and write `net` as float16 safetensors with its sizes in the metadata; `net` itself stays as it is.
+
+    Args:
+        net: The network.
+        path: The file; always whole.
+        eyes: Version of the segmenter whose encoder it has, where that is not its own (`EmbeddedSegmenter.eyes`).
+    """
     folded = copy.deepcopy(net)
     folded.fold()
     state = {k: v.detach().to(torch.float16).contiguous() for k, v in folded.state_dict().items()}
     temporary = path.with_suffix(".part")
-    save_file(state, temporary, {"config": json.dumps(asdict(net.config)), "kind": "segagent-segmenter"})
+    metadata = {"config": json.dumps(asdict(net.config)), "kind": "segagent-segmenter", "eyes": eyes}
+    save_file(state, temporary, metadata)
     temporary.replace(path)
 
 
