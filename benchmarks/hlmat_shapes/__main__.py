@@ -28,8 +28,9 @@ from label_studio_segagent import SegAgent, load_policy
 from label_studio_segagent.hlmat.overlay import draw_clicks, overlay
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.policies import Policy
+from label_studio_segagent.training.attempts import StarSettings, annotate
 from label_studio_segagent.training.mllm_trainer import MllmSettings, MllmTrainer
-from label_studio_segagent.training.star import StarSettings, annotate, image_reader, star
+from label_studio_segagent.training.star import image_reader, star
 from label_studio_segagent.training.tuning_commands import rounds_table
 
 from .annotator import GridAnnotator

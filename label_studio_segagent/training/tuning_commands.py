@@ -101,7 +101,7 @@ def star(
     from ..hlmat.trajectory import read_trajectories
     from ..policies import load_policy
     from ..segmenters import load_segmenter
-    from .star import StarSettings
+    from .attempts import StarSettings
     from .star import star as improve
     from .trainer import load_trainer
 
