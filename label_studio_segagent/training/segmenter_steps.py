@@ -24,15 +24,15 @@ class StepReport:
 
     Attributes:
         loss: Of all decoder passes.
-        first: IoU after the first decoder pass.
-        last: IoU after the last one.
-        quality: Absolute error of the predicted IoU.
+        iou_first: IoU after the first decoder pass.
+        iou_last: IoU after the last one.
+        quality_error: Absolute error of the predicted IoU.
     """
 
     loss: float
-    first: float
-    last: float
-    quality: float
+    iou_first: float
+    iou_last: float
+    quality_error: float
 
 
 def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:

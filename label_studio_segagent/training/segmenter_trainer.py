@@ -288,7 +288,7 @@ class _Run:
                 for mean, now in zip(self.means, self.weights, strict=True):
                     mean.lerp_(now, 1 - decay)
             self.step += 1
-            reports.append((done.loss, done.quality))
+            reports.append((done.loss, done.quality_error))
             report(self.share, f"learning {sum(len(s.rles) for s in self.sources)} objects")
             if self.share >= 1:
                 break

@@ -45,7 +45,9 @@ def test_both_models_are_trained_and_work_together(data: Path, tmp_path: Path) -
     first, second = tmp_path / "segmenter", tmp_path / "policy"
     result = run("segmenter", "--data", data, "--out", first, "--minutes", 0.02)
     assert result.exit_code == 0, result.output
-    assert {"segmenter.safetensors", "MODEL_CARD.md", "checkpoint.pt", "log.csv"} <= {p.name for p in first.iterdir()}
+    assert {"segmenter.safetensors", "MODEL_CARD.md", "checkpoint.pt", "segmenter.csv"} <= {
+        p.name for p in first.iterdir()
+    }
     weights = first / "segmenter.safetensors"
     arguments = ("--data", data, "--out", second, "--segmenter", weights, "--trajectory-minutes", 0.1)
     result = run("policy", *arguments, "--minutes", 0.01)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -105,7 +106,7 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Pat
     before = torch.load(trained / "checkpoint.pt", weights_only=True)
     threads = torch.get_num_threads()
     try:
-        longer = PolicySettings(**{**{f: getattr(SMOKE, f) for f in SMOKE.__slots__}, "minutes": 0.15})
+        longer = replace(SMOKE, minutes=0.15)
         train_policy([data], trained, longer, segmenter=clicker, config=SMALL, resume=True)
     finally:
         torch.set_num_threads(threads)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMOKE = TrainSettings(
-    minutes=0.1, crops=((64, 3, 1.0), (96, 2, 1.0)), pretrained=False, log_steps=2, warmup=2, steps=2,
+    minutes=0.1, crops=((64, 3, 1.0), (96, 2, 1.0)), pretrained=False, log_steps=2, warmup=2, clicks=2,
     checkpoint_minutes=0.02, frozen=0,
 )  # fmt: skip
 TINY = NetConfig(backbone="lite0", channels=(16, 16, 32), embedding=8, context_blocks=1)
@@ -55,19 +56,19 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(data: Path, tmp_path: Pa
     threads = torch.get_num_threads()
     try:
         weights = train([data], tmp_path, SMOKE, config=TINY)
-        with (tmp_path / "log.csv").open() as file:
+        with (tmp_path / "segmenter.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
-        assert {p.name for p in tmp_path.iterdir()} >= {"checkpoint.pt", "log.csv", "MODEL_CARD.md", weights.name}
+        assert {p.name for p in tmp_path.iterdir()} >= {"checkpoint.pt", "segmenter.csv", "MODEL_CARD.md", weights.name}
         assert "SHA-256" in (tmp_path / "MODEL_CARD.md").read_text()
         segmenter = EmbeddedSegmenter(weights)
         image = np.zeros((60, 80, 3), np.uint8)
         assert segmenter.predict(segmenter.set_image(image), [Click(3, 3)]).mask.shape == (60, 80)
         before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-        longer = TrainSettings(**{**{f: getattr(SMOKE, f) for f in SMOKE.__slots__}, "minutes": 0.15})
-        train([data], tmp_path, longer, config=TINY, resume=True)
+        train([data], tmp_path, replace(SMOKE, minutes=0.15), config=TINY, resume=True)
         after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-        assert after["step"] > before["step"] and after["seconds"] >= before["seconds"]
+        assert after["steps"]["segmenter"] > before["steps"]["segmenter"]
+        assert after["seconds"]["segmenter"] >= before["seconds"]["segmenter"]
     finally:
         torch.set_num_threads(threads)
 
