@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask, check_image
 from ..weights import read_weights
@@ -275,10 +275,13 @@ def load_net(path: Path) -> SegmenterNet:
         ConfigError: There is no such file, or it holds something else.
     """
     metadata, state = read_weights(path, "segmenter")
-    sizes = json.loads(metadata["config"])
-    net = SegmenterNet(NetConfig(**{**sizes, "channels": tuple(sizes["channels"])}))
-    net.fold()
-    net.load_state_dict(state)
+    try:
+        sizes = json.loads(metadata["config"])
+        net = SegmenterNet(NetConfig(**{**sizes, "channels": tuple(sizes["channels"])}))
+        net.fold()
+        net.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path} was written by another version of this package: {str(error)[:300]}") from error
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
