@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
@@ -337,6 +338,38 @@ def test_code_that_comes_with_a_model_is_not_run(llava: Path, tmp_path: Path) ->
 def test_an_adapter_that_is_none(llava: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no adapter_model.safetensors"):
         load_policy(f"hf:{llava}+{tmp_path}")
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_an_adapter_of_another_model(kept: int, llava: Path, adapter: Path, tmp_path: Path) -> None:
+    """Its names fit this model only in part, or not at all: the rest would stay as it is, or be random."""
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    state = load_file(copy / "adapter_model.safetensors")
+    names = {name: name if i < kept else name.replace("layers", "blocks") for i, name in enumerate(sorted(state))}
+    save_file({names[name]: tensor for name, tensor in state.items()}, copy / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="no LoRA adapter of this model: .*missing adapter keys"):
+        load_policy(f"hf:{llava}+{copy}")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter(file: str, llava: Path, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (copy / file).write_text("{")
+    with pytest.raises(ConfigError, match="no LoRA adapter of this model"):
+        load_policy(f"hf:{llava}+{copy}")
+
+
+@pytest.mark.parametrize("name", ["+", "+{}", "{}+"])
+def test_half_a_name(name: str, llava: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a model"):
+        load_policy(f"hf:{name.format(llava)}")
+
+
+def test_a_config_that_is_none(llava: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_policy(f"hf:{copy}")
 
 
 def test_a_model_that_does_not_fit(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
