@@ -314,8 +314,9 @@ def _probability(prior: npt.NDArray[Any], size: tuple[int, int]) -> Float:
     Raises:
         InputError: It is neither.
     """
-    if prior.ndim != 2:
-        raise InputError(f"a prior must be a 2-D array of logits or a bool mask (H, W); got shape {prior.shape}")
+    if prior.ndim != 2 or not prior.size or prior.dtype.kind not in "bf":
+        got = f"{prior.dtype} {prior.shape}"
+        raise InputError(f"a prior must be a 2-D array of float logits or a bool mask (H, W); got {got}")
     if prior.dtype == np.bool_:
         if prior.shape != size:
             raise InputError(f"a prior mask must have the image's size {size}; got {prior.shape}")

@@ -130,7 +130,11 @@ def test_clicks_outside_move_to_the_border(segmenter: EmbeddedSegmenter, image: 
     assert segmenter.predict(segmenter.set_image(image), [Click(1e9, -1e9)]).mask.shape == (height, width)
 
 
-@pytest.mark.parametrize("prior", [np.zeros((3, 3), bool), np.zeros((4, 4, 4), np.float32)])
+@pytest.mark.parametrize(
+    "prior",
+    [np.zeros((3, 3), bool), np.zeros((4, 4, 4), np.float32), np.ones((120, 170), np.uint8), np.zeros((0, 0))],
+    ids=["another size", "no map", "a mask of integers, which are no logits", "empty"],
+)
 def test_bad_priors_are_refused(segmenter: EmbeddedSegmenter, image: np.ndarray, prior: np.ndarray) -> None:
     with pytest.raises(InputError, match="prior"):
         segmenter.predict(segmenter.set_image(image), [Click(5, 5)], prior=prior)
