@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import logging
 import math
 import time
@@ -27,6 +28,8 @@ __all__ = ["TrainSettings", "train"]
 log = logging.getLogger(__name__)
 _COLUMNS = ("step", "minutes", "loss", "iou_first", "iou_last", "quality_error", "rate", "gradient", "seconds")
 _CURVES = ("loss", "iou_first", "iou_last", "quality_error", "rate")
+_FIGURES = ("loss", "iou_first", "iou_last", "quality_error")
+_LAST_ROWS = 10
 _NOTES = (
     "The encoder starts from ImageNet weights of EfficientNet-Lite (Apache-2.0). COCO annotations are\n"
     "CC BY 4.0, COCO images under their Flickr terms; ECSSD and Penn-Fudan are published for research. "
@@ -110,7 +113,7 @@ def train(
     run.loop(dataset)
     path = run.export()
     write_card(
-        out, path, data, asdict(settings), asdict(run.net.config), run.step, run.seconds,
+        out, path, data, asdict(settings), asdict(run.net.config), run.figures(), run.step, run.seconds,
         title="Embedded click segmenter", notes=_NOTES, use=_USE,
     )  # fmt: skip
     return path
@@ -164,6 +167,14 @@ class _Run:
         save_weights(self.average, path)
         draw_curves(self.out / "log.csv", self.out / "curves.png", _CURVES)
         return path
+
+    def figures(self) -> dict[str, float]:
+        """How it went on the training crops of late: means over the last rows of the log."""
+        if not (log := self.out / "log.csv").exists():
+            return {}
+        with log.open(newline="") as file:
+            rows = list(csv.DictReader(file))[-_LAST_ROWS:]
+        return {f"training_{name}": round(float(np.mean([float(r[name]) for r in rows])), 4) for name in _FIGURES}
 
     def factor(self) -> float:
         """The learning rate now, relative to the full one."""
