@@ -239,7 +239,9 @@ class JsonGrammar(ActionGrammar):
     def parse(self, text: str, size: tuple[int, int]) -> Answer:
         fields = _first_object(text)
         rating = fields.get("current_iou")
-        iou = _percent(rating) if _is_number(rating) else None
+        # General models also write shares: 0.74 for 74.
+        share = isinstance(rating, float) and 0 < rating < 1
+        iou = _percent(rating * 100 if share else rating) if _is_number(rating) else None
         point = fields.get("point_2d")
         if isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)):
             label = str(fields.get("label", "positive")).lower()

@@ -223,6 +223,7 @@ def test_resized_pixels_are_those_the_model_saw() -> None:
         '```json\n{"current_iou": 30, "point_2d": [500, 500]}\n```',
         '[{"current_iou": 30, "point_2d": [500, 500]}]',
         'a set {1, 2} and {"broken": then {"current_iou": 30, "point_2d": [500, 500]}',
+        '{"current_iou": 0.3, "point_2d": [500, 500], "label": "positive"}',
         '{"current_iou": 30, "point_2d": [500.0, 5e2], "extra": {"deep": [1, {"x": null}]}}',
     ],
 )
