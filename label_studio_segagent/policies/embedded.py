@@ -124,10 +124,10 @@ class EmbeddedPolicy(Policy):
         self.grammar = GRAMMARS["segagent"]()
         self.segmenter = segmenter or EmbeddedSegmenter()
         net, trained_with = load_net(Path(weights) if weights else DEFAULT_WEIGHTS)
-        if trained_with != self.segmenter.version:
+        if trained_with != self.segmenter.eyes:
             log.warning(
                 "the policy was trained with the segmenter %s, not %s: it may rate and click worse",
-                trained_with, self.segmenter.version,
+                trained_with, self.segmenter.eyes,
             )  # fmt: skip
         if net.config.view != self.segmenter.settings.zoom:
             zoom = self.segmenter.settings.zoom

@@ -85,6 +85,10 @@ class EmbeddedSegmenter(Segmenter):
         weights: A safetensors file written by `segagent train-embedded segmenter`; by default the shipped one.
         settings: Sizes of the views.
 
+    Attributes:
+        eyes: Version of the segmenter whose encoder this one has: its own, but for a fine-tuned one, of which only the
+            decoder was trained. To what looks through the encoder, all with the same eyes are the same.
+
     Raises:
         ConfigError: The weights cannot be read.
     """
@@ -92,10 +96,11 @@ class EmbeddedSegmenter(Segmenter):
     def __init__(self, weights: str | Path | None = None, settings: ViewSettings | None = None) -> None:
         path = Path(weights) if weights else DEFAULT_WEIGHTS
         self.settings = settings or ViewSettings()
-        self.net = load_net(path)
+        self.net, eyes = load_net(path)
         digest = hashlib.sha256(path.read_bytes())
         digest.update(json.dumps(asdict(self.settings), sort_keys=True).encode())
         self.version = f"embedded-{digest.hexdigest()[:16]}"
+        self.eyes = eyes if eyes and self.settings == ViewSettings() else self.version
 
     def set_image(self, image: Image) -> ImageState:
         """Encode the whole image; see `Segmenter.set_image`."""
@@ -268,8 +273,8 @@ def coarse_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def load_net(path: Path) -> SegmenterNet:
-    """Read weights that ship (folded, float16) into a network for inference.
+def load_net(path: Path) -> tuple[SegmenterNet, str]:
+    """Read weights that ship (folded, float16) into a network for inference, and whose encoder it has, if not its own.
 
     Raises:
         ConfigError: There is no such file, or it holds something else.
@@ -282,7 +287,8 @@ def load_net(path: Path) -> SegmenterNet:
         net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path} was written by another version of this package: {str(error)[:300]}") from error
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, metadata.get("eyes", "")
 
 
 def _prompt(view: View, size: tuple[int, int], clicks: Sequence[Click], box: Box | None, prior: Float | None) -> Prompt:

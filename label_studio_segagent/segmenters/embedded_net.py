@@ -161,6 +161,12 @@ class SegmenterNet(nn.Module):
             if isinstance(module, ScaledConv):
                 module.fold()
 
+    def decoding(self) -> list[nn.Parameter]:
+        """The weights that `decode` alone uses: whatever becomes of them, `encode` says what it said."""
+        seen = [self.encoder, self.pyramid, self.image_parts, self.embed]
+        others = {id(p) for part in seen for p in part.parameters()}
+        return [p for p in self.parameters() if id(p) not in others]
+
     def encode(self, images: Tensor, frozen: int = 0) -> list[Tensor]:
         """The image's part of everything the decoder does.
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import SegAgentError
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
-from ..training.acquisition import labelling_order, uncertainty
+from ..training.acquisition import labelling_order, look_twice
 from .models import Models, build_predictor, need_client, version_store
 from .predictor import Predictor
 from .settings import Settings
@@ -130,19 +130,9 @@ def clear_ranking(settings: Settings, project: int) -> int:
 
 
 def _look(predictor: Predictor, config: LabelConfig, task: dict[str, Any]) -> _Look:
-    """Segment a task's pictures as they are and mirrored, and compare."""
     items = predictor.items(config, task, 0)
     agent = predictor.agent
-    found = agent.segment_all_batch([(item.image, item.prompt) for item in items])
-    flipped = [(np.ascontiguousarray(item.image[:, ::-1]), item.prompt) for item in items]
-    again = agent.segment_all_batch(flipped)
-    doubts = [
-        uncertainty(here, [np.ascontiguousarray(r.mask[:, ::-1]) for r in there])
-        for here, there in zip(found, again, strict=True)
-        if here or there
-    ]
-    # Labels that are nowhere to be seen say nothing; where there is none at all, that is all there is to say.
-    unsure = float(np.mean(doubts)) if doubts else uncertainty([], [])
+    found, unsure = look_twice(agent, [(item.image, item.prompt) for item in items])
     features = agent.segmenter.describe(agent.encode(items[0].image))
     return _Look(task, predictor.prediction(zip(items, found, strict=True)), unsure, features)
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..agent.agent import SegAgent
 from ..agent.rollout import Rollout
-from ..hlmat.arrays import Mask
+from ..hlmat.arrays import Image, Mask
 from .evaluation import match_masks
 
-__all__ = ["labelling_order", "uncertainty"]
+__all__ = ["labelling_order", "look_twice", "uncertainty"]
 
 _NOTHING_FOUND = 0.5
 """Uncertainty of an image in which nothing was found: it is empty, or the agent is blind to what is there."""
@@ -31,6 +32,27 @@ def uncertainty(found: Sequence[Rollout], again: Sequence[Mask]) -> float:
     agreement = sum(ious) / (len(ious) + extra)
     ratings = [min(max(r.predicted_iou, 0.0), 1.0) for r in found]
     return 1.0 - agreement * (float(np.mean(ratings)) if ratings else 0.0)
+
+
+def look_twice(agent: SegAgent, items: Sequence[tuple[Image, str]]) -> tuple[list[list[Rollout]], float]:
+    """Segment a task's pictures as they are and mirrored, and compare.
+
+    Args:
+        agent: Whose doubts they are.
+        items: Pictures, RGB uint8 (H, W, 3), with the labels to look for.
+
+    Returns:
+        The rollouts on the pictures as they are; how unsure the agent is about the task, in [0, 1].
+    """
+    found = agent.segment_all_batch(items)
+    again = agent.segment_all_batch([(np.ascontiguousarray(image[:, ::-1]), prompt) for image, prompt in items])
+    doubts = [
+        uncertainty(here, [np.ascontiguousarray(r.mask[:, ::-1]) for r in there])
+        for here, there in zip(found, again, strict=True)
+        if here or there
+    ]
+    # Labels that are nowhere to be seen say nothing; where there is none at all, that is all there is to say.
+    return found, float(np.mean(doubts)) if doubts else uncertainty([], [])
 
 
 def labelling_order(

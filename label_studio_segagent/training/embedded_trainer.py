@@ -26,10 +26,9 @@ from ..policies.embedded_net import PolicyNet
 from ..policies.embedded_weights import save_net
 from ..policies.label_text import SALIENT, SYNONYMS, LabelBook, normalise
 from ..segmenters.base import Segmenter
+from .curves import Curves
 from .policy_data import shrink
 from .policy_steps import locator_loss
-from .running import append_row
-from .segmenter_report import draw_curves
 from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, open_image, weight_of
 
 __all__ = ["EmbeddedPolicyTrainer"]
@@ -100,9 +99,8 @@ class EmbeddedPolicyTrainer(Trainer):
             run.load()
         examples = run.look(self.policy, groups, images or open_image, report)
         run.learn(examples, out, report)
-        draw_curves(out / "curves.csv", out / "curves.png", ["loss", "kept_back"])
         path = out / "policy.safetensors"
-        save_net(run.finish(), path, self.policy.segmenter.version)
+        save_net(run.finish(), path, self.policy.segmenter.eyes)
         return Fitted(f"embedded:{path}", run.steps, run.loss, run.seconds)
 
 
@@ -200,6 +198,7 @@ class _Run:
         weights = np.array([e.weight for e in rest])
         uneven = bool((weights != weights[0]).any() and weights.sum() > 0)
         chances = weights / weights.sum() if uneven else None
+        curves = Curves(out, ("loss", "kept_back"), self.steps)
         while self.round < rounds and self.seconds < self.settings.seconds:
             rng = np.random.default_rng((self.settings.seed, self.round))
             order = rng.choice(len(rest), len(rest), p=chances) if uneven else rng.permutation(len(rest))
@@ -213,13 +212,14 @@ class _Run:
             if self.loss < self.least or not kept:
                 self.least = min(self.loss, self.least)
                 self.best = (self.vectors.detach().clone(), self.biases.detach().clone())
-            row = (self.round, self.seconds / 60, self.steps, float(np.mean(losses)), self.loss if kept else "")
-            append_row(out / "curves.csv", ("epoch", "minutes", "steps", "loss", "kept_back"), row)
+            judgement = {"kept_back": self.loss} if kept else {}
+            curves.add(self.steps, self.seconds / 60, {"loss": float(np.mean(losses)), **judgement})
             share = max(self.round / rounds, self.seconds / self.settings.seconds)
             report(0.4 + 0.6 * min(share, 1.0), f"learning {', '.join(self.names)[:60]}")
             self.save()
             if kept and self.worse >= 4 * self.settings.patience:
                 break
+        curves.close()
         self.loss = self.least if kept else self.loss
 
     def finish(self) -> PolicyNet:

@@ -17,6 +17,7 @@ from ..hlmat.trajectory import Step, Trajectory, decode_mask
 __all__ = ["LabelledImage", "Measured", "match_masks", "measure", "pair_masks", "to_trajectories"]
 
 _AT_ONCE = 16
+_MISSED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,14 @@ class Measured:
         matched: Mean IoU over the true masks alone, 0 for missed ones: what superfluous masks do not lower.
         objects: True masks.
         extra: Superfluous ones.
+        missed: True masks that no found one overlaps with an IoU of at least 0.1.
     """
 
     miou: float
     matched: float
     objects: int
     extra: int
+    missed: int
 
 
 def measure(
@@ -86,7 +89,8 @@ def measure(
         progress(min(1.0, (start + len(group)) / len(items)))
     count = len(ious) + extra
     matched = float(np.mean(ious)) if ious else 1.0
-    return Measured(float(np.sum(ious)) / count if count else 1.0, matched, len(ious), extra)
+    missed = sum(value < _MISSED for value in ious)
+    return Measured(float(np.sum(ious)) / count if count else 1.0, matched, len(ious), extra, missed)
 
 
 def match_masks(found: Sequence[Mask], true: Sequence[Mask]) -> tuple[list[float], int]:

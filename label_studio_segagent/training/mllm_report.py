@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import transformers
 from typing_extensions import override
 
-from .segmenter_report import draw_curves
+from .curves import Curves
 from .trainer import Progress
 
 __all__ = ["Report"]
 
-_COLUMNS = {"step": "step", "minutes": "minutes", "loss": "loss", "eval_loss": "loss_kept_back",
-            "learning_rate": "rate", "grad_norm": "gradient"}  # fmt: skip
+_COLUMNS = {"loss": "loss", "eval_loss": "loss_kept_back", "learning_rate": "rate", "grad_norm": "gradient"}
 
 
 class Report(transformers.TrainerCallback):
@@ -34,16 +32,15 @@ class Report(transformers.TrainerCallback):
     def __init__(self, out: Path, budget: float, progress: Progress | None) -> None:
         self.out, self.budget, self.progress = out, budget, progress
         self.seconds = 0.0
-        self._writer: Any = None
+        self._curves: Curves | None = None
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._before = max((row.get("seconds", 0.0) for row in state.log_history), default=0.0)
         self._began = time.monotonic()
         if state.is_world_process_zero:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.out), purge_step=state.global_step + 1)
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._curves = Curves(self.out, list(_COLUMNS.values()), state.global_step)
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -59,27 +56,15 @@ class Report(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         row = state.log_history[-1]
         self.seconds = self._before + time.monotonic() - self._began
-        row["seconds"], row["minutes"] = self.seconds, round(self.seconds / 60, 3)
-        if not state.is_world_process_zero:
-            return
-        for name, column in _COLUMNS.items():
-            if name in row and column not in ("step", "minutes"):
-                self._writer.add_scalar(column, row[name], row["step"])
-        self._writer.flush()
-        # Written as a whole each time: a resumed run repeats the steps after its checkpoint.
-        with (self.out / "curves.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS.values())
-            writer.writerows([r.get(name, "") for name in _COLUMNS] for r in state.log_history if "train_loss" not in r)
+        row["seconds"] = self.seconds
+        values = {column: row[name] for name, column in _COLUMNS.items() if name in row}
+        if self._curves is not None and values:
+            self._curves.add(row["step"], self.seconds / 60, values)
 
     @override
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def draw(self) -> None:
-        """Write `curves.png`."""
-        draw_curves(self.out / "curves.csv", self.out / "curves.png", ("loss", "loss_kept_back", "rate"))
+        if self._curves is not None:
+            self._curves.close()
 
     def loss(self, state: Any) -> float:
         """The best loss on what was kept back, else the last one of training."""

@@ -9,7 +9,6 @@ trained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -29,7 +28,7 @@ from ..policies.hf import HfPolicy
 from ..policies.hf_load import load_hf, read_adapter, split_name
 from .lessons import collate, lessons_of
 from .mllm_report import Report
-from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, open_image
+from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image
 
 __all__ = ["MllmSettings", "MllmTrainer"]
 
@@ -38,10 +37,6 @@ _VISION = re.compile(
     r"(?!.*(merger|projector|connector))"
 )
 """The image encoder of the families known to transformers; what joins it to the language model is not part of it."""
-_KEPT_BACK = 0.1
-"""Share of the images whose trajectories are kept back to see when to stop."""
-_FEWEST = 10
-"""Images below which none are kept back."""
 _EPOCHS = 2.0
 _DONE = "fitted.json"
 _LOOKS = 10
@@ -86,7 +81,7 @@ class MllmTrainer(Trainer):
     ) -> Fitted:
         chosen = settings if isinstance(settings, MllmSettings) else MllmSettings(**asdict(settings or FitSettings()))
         _check_packages()
-        kept, learned = _split(trajectories, chosen.seed)
+        kept, learned = keep_back(trajectories, chosen.seed)
         lessons, exam = lessons_of(learned), lessons_of(kept)
         if not lessons:
             raise InputError("there is nothing to learn from: no trajectory has a step with an action")
@@ -123,7 +118,6 @@ class MllmTrainer(Trainer):
                 policy.processor.save_pretrained(folder)
             else:
                 model.save_pretrained(folder, save_embedding_layers=False)
-            report.draw()
         trainer.accelerator.wait_for_everyone()
         found = f"hf:{folder}" if chosen.full else f"hf:{name}+{folder}"
         fitted = Fitted(found, trainer.state.global_step, report.loss(trainer.state), report.seconds)
@@ -195,18 +189,6 @@ def _check_packages() -> None:
         raise ConfigError(
             f"fine-tuning a language model needs {error.name}: pip install 'label-studio-segagent[mllm]'"
         ) from error
-
-
-def _split(trajectories: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Trajectories kept back, and those to learn from; all of one image are on the same side, in every round."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.image, []).append(trajectory)
-    if len(groups) < _FEWEST:
-        return [], list(trajectories)
-    order = sorted(groups, key=lambda image: hashlib.sha256(f"{seed} {image}".encode()).digest())
-    held = set(order[: max(1, round(_KEPT_BACK * len(order)))])
-    return [t for t in trajectories if t.image in held], [t for t in trajectories if t.image not in held]
 
 
 def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> Any:

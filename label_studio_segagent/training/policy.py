@@ -22,6 +22,7 @@ from ..policies.embedded_weights import fold, save_net
 from ..policies.label_text import SALIENT
 from ..segmenters.embedded import EmbeddedSegmenter
 from .backbone import load_imagenet
+from .curves import draw_curves
 from .feeding import SpareCores, keep_memory, ready_batches
 from .policy_calibration import calibrate_rating, calibrate_targets
 from .policy_data import Scene, cached, crop_scene, is_development, read_scenes, whole_features
@@ -30,7 +31,7 @@ from .policy_reviewing import Review, ReviewDataset, make_reviews
 from .policy_states import make_states, read_states
 from .policy_steps import Report, locating_loss, reviewing_loss
 from .running import append_row, progress_bar, rate_factor, stopping
-from .segmenter_report import draw_curves, write_card
+from .segmenter_report import write_card
 
 __all__ = ["PolicySettings", "train_policy"]
 
@@ -129,9 +130,9 @@ def train_policy(
     figures = _train_locator(run, clicker, scenes, kept)
     path = out / "policy.safetensors"
     if not run.stop:
-        save_net(run.average, path, clicker.version)
+        save_net(run.average, path, clicker.eyes)
         figures |= _train_reviewer(run, EmbeddedPolicy(path, clicker), scenes, kept)
-    save_net(run.average, path, clicker.version)
+    save_net(run.average, path, clicker.eyes)
     write_card(
         out, path, data, asdict(settings), asdict(run.net.config), figures,
         sum(run.steps.values()), sum(run.seconds.values()), title="Embedded click policy", notes=_NOTES, use=_USE,

@@ -17,10 +17,11 @@ import torch
 
 from ..segmenters.embedded_net import NetConfig, SegmenterNet
 from .backbone import load_imagenet
+from .curves import draw_curves
 from .feeding import SpareCores, keep_memory, ready_batches
 from .running import append_row, progress_bar, rate_factor, stopping
-from .segmenter_data import CropDataset, CropSample
-from .segmenter_report import draw_curves, save_weights, write_card
+from .segmenter_data import CropDataset, CropSample, read_coco
+from .segmenter_report import save_weights, write_card
 from .segmenter_steps import StepReport, train_on
 
 __all__ = ["TrainSettings", "train"]
@@ -104,7 +105,7 @@ def train(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = CropDataset(data, weights or [1.0] * len(data))
+    dataset = CropDataset([read_coco(Path(root)) for root in data], weights or [1.0] * len(data))
     if weights is None:
         dataset.weights = np.sqrt([len(s) for s in dataset.sets])
         dataset.weights /= dataset.weights.sum()

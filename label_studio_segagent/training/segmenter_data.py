@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pycocotools import mask as rle_codec
 from ..errors import InputError
 from .mask_corruption import corrupt_mask
 
-__all__ = ["CropDataset", "CropSample", "Target"]
+__all__ = ["CropDataset", "CropSample", "Source", "Target", "read_coco"]
 
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -70,33 +71,35 @@ class _Answer:
 
 
 @dataclass(slots=True)
-class _Source:
-    path: Path
-    rles: list[dict[str, Any]]
-    boxes: list[tuple[float, float, float, float]]
-    pixels: Bytes | None = field(default=None)
+class Source:
+    """An image and the objects in it.
 
-    def image(self) -> Bytes:
-        """RGB uint8 (H, W, 3), decoded once."""
-        if self.pixels is None:
-            self.pixels = np.asarray(Image.open(self.path).convert("RGB"))
-        return self.pixels
+    Attributes:
+        image: Gives the pixels, RGB uint8 (H, W, 3); called for every crop.
+        rles: At least one mask, COCO's compressed RLE.
+        weight: How often it is drawn, in (0, 1], relative to others.
+    """
+
+    image: Callable[[], Bytes]
+    rles: list[dict[str, Any]]
+    weight: float = 1.0
+
+    def box(self, index: int) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels around an object."""
+        x, y, w, h = (float(v) for v in rle_codec.toBbox(self.rles[index]))
+        return x, y, x + w, y + h
 
 
 class CropDataset:
-    """Random crops of COCO-format data: half of them whole images, half of them zoomed to an object.
+    """Random crops of images with masks: half of them whole images, half of them zoomed to an object.
 
     Args:
-        roots: Folders with `images/` and the file `annotations`; each gets the weight of the same index.
-        weights: How often each folder is drawn, relative to each other.
-        annotations: Name of the annotation file.
-
-    Raises:
-        InputError: A folder has no usable annotation.
+        sets: Images; none of the sets is empty.
+        weights: How often each set is drawn, relative to each other.
     """
 
-    def __init__(self, roots: Sequence[Path], weights: Sequence[float], annotations: str = "train.json") -> None:
-        self.sets = [_read(Path(root), annotations) for root in roots]
+    def __init__(self, sets: Sequence[Sequence[Source]], weights: Sequence[float]) -> None:
+        self.sets = sets
         self.weights = np.asarray(weights, float) / sum(weights)
         self._answers: dict[Key, _Answer] = {}
 
@@ -128,6 +131,8 @@ class CropDataset:
             if len(sources[index].rles) < 3 and rng.random() < 0.3:
                 # Images with more objects have more to teach.
                 index = int(rng.integers(len(sources)))
+            if sources[index].weight < 1 and rng.random() >= sources[index].weight:
+                continue
             sample = self._crop((group, index), rng, size, targets)
             if sample is not None:
                 return sample
@@ -138,7 +143,7 @@ class CropDataset:
         height, width = image.shape[:2]
         chosen = int(rng.integers(len(source.rles)))
         zoom = bool(rng.random() < 0.5)
-        matrix = _view(source.boxes[chosen] if zoom else (0.0, 0.0, width, height), zoom, size, rng)
+        matrix = _view(source.box(chosen) if zoom else (0.0, 0.0, width, height), zoom, size, rng)
         order = [chosen] + [int(i) for i in rng.permutation(len(source.rles)) if i != chosen]
         views: list[tuple[Key, Bools]] = []
         for index in order[: 2 * targets + 1]:
@@ -199,27 +204,34 @@ def _some_box(view: Bools, rng: np.random.Generator) -> tuple[float, float, floa
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
-def _read(root: Path, annotations: str) -> list[_Source]:
+def read_coco(root: Path, annotations: str = "train.json") -> list[Source]:
+    """The images of a folder in COCO format (masks as RLE), without very small objects.
+
+    Args:
+        root: Folder with `images/` and the annotation file.
+        annotations: Name of that file.
+
+    Raises:
+        InputError: It has no usable mask.
+    """
     data = json.loads((root / annotations).read_text())
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in data["annotations"]:
         if not annotation.get("iscrowd"):
             by_image.setdefault(annotation["image_id"], []).append(annotation)
-    sources: list[_Source] = []
+    sources: list[Source] = []
     for image in data["images"]:
-        rles: list[dict[str, Any]] = []
-        boxes: list[tuple[float, float, float, float]] = []
-        for annotation in by_image.get(image["id"], []):
-            rle = annotation["segmentation"]
-            x, y, w, h = rle_codec.toBbox(rle)
-            if rle_codec.area(rle) >= max(64, 0.0008 * image["width"] * image["height"]):
-                rles.append(rle)
-                boxes.append((float(x), float(y), float(x + w), float(y + h)))
-        if rles:
-            sources.append(_Source(root / "images" / image["file_name"], rles, boxes))
+        least = max(64, 0.0008 * image["width"] * image["height"])
+        masks = [annotation["segmentation"] for annotation in by_image.get(image["id"], [])]
+        if rles := [rle for rle in masks if rle_codec.area(rle) >= least]:
+            sources.append(Source(cache(partial(_open, root / "images" / image["file_name"])), rles))
     if not sources:
         raise InputError(f"no usable mask in {root / annotations}")
     return sources
+
+
+def _open(path: Path) -> Bytes:
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def _view(box: tuple[float, float, float, float], zoom: bool, size: int, rng: np.random.Generator) -> Float:

@@ -1,9 +1,8 @@
-"""What a training run leaves behind: weights as they ship, curves, a model card."""
+"""What a training run leaves behind: weights as they ship, and a model card."""
 
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,56 +10,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
 from ..segmenters.embedded_net import SegmenterNet
 
-__all__ = ["draw_curves", "save_weights", "write_card"]
+__all__ = ["save_weights", "write_card"]
 
 
-def save_weights(net: SegmenterNet, path: Path) -> None:
-    """Fold and write `net` as float16 safetensors with its sizes in the metadata; `net` itself stays as it is."""
+def save_weights(net: SegmenterNet, path: Path, eyes: str = "") -> None:
+    """Fold and write `net` as float16 safetensors with its sizes in the metadata; `net` itself stays as it is.
+
+    Args:
+        net: The network.
+        path: The file; always whole.
+        eyes: Version of the segmenter whose encoder it has, where that is not its own (`EmbeddedSegmenter.eyes`).
+    """
     folded = copy.deepcopy(net)
     folded.fold()
     state = {k: v.detach().to(torch.float16).contiguous() for k, v in folded.state_dict().items()}
     temporary = path.with_suffix(".part")
-    save_file(state, temporary, {"config": json.dumps(asdict(net.config)), "kind": "segagent-segmenter"})
+    metadata = {"config": json.dumps(asdict(net.config)), "kind": "segagent-segmenter", "eyes": eyes}
+    save_file(state, temporary, metadata)
     temporary.replace(path)
-
-
-def draw_curves(log: Path, path: Path, names: Sequence[str]) -> None:
-    """Plot columns of a training log over its minutes, one panel each; empty cells are left out."""
-    if not log.exists():
-        return
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    panels = []
-    for name in names:
-        points = np.array([(float(r["minutes"]), float(r[name])) for r in rows if r[name]])
-        if len(points) > 1:
-            panels.append(_panel(name, points[:, 0], points[:, 1]))
-    if panels:
-        cv2.imwrite(str(path), np.concatenate(panels, 0))
-
-
-def _panel(
-    name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], width: int = 900, height: int = 180
-) -> npt.NDArray[np.uint8]:
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    low, high = float(y.min()), float(y.max())
-    spread = max(high - low, 1e-12)
-    columns = 70 + (x - x[0]) / max(x[-1] - x[0], 1e-9) * (width - 90)
-    rows = height - 25 - (y - low) / spread * (height - 50)
-    cv2.polylines(canvas, [np.stack([columns, rows], 1).astype(np.int32)], False, (180, 90, 20), 1, cv2.LINE_AA)
-    for text, row in ((f"{high:.4g}", 28), (f"{low:.4g}", height - 22)):
-        cv2.putText(canvas, text, (4, row), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 90, 90), 1, cv2.LINE_AA)
-    title = f"{name} (minute {x[0]:.0f} to {x[-1]:.0f}; last {y[-1]:.4g})"
-    cv2.putText(canvas, title, (75, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return canvas
 
 
 def write_card(

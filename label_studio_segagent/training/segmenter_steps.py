@@ -150,7 +150,7 @@ def train_on(
     """Accumulate the gradients of one batch into `net`.
 
     Args:
-        net: In training mode.
+        net: In training mode; where nothing that `encode` uses needs gradients, the decoder alone learns.
         samples: Crops of one size.
         dataset: Where they come from; it is told the network's answers.
         rng: Source of chance.
@@ -163,7 +163,8 @@ def train_on(
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).float()
     truth = torch.from_numpy(np.stack([t.truth for t in targets])).float()[:, None]
     features = net.encode(images, frozen)
-    leaves = [f.detach().requires_grad_() for f in features]
+    learned = features[0].requires_grad
+    leaves = [f.detach().requires_grad_(learned) for f in features]
     session = _Session(targets, size, rng)
     forget = rng.random() < 0.06
     if rng.random() < 0.45:
@@ -196,5 +197,6 @@ def train_on(
                     matrix = samples[int(owner[index])].matrix
                     dataset.remember(target.key, matrix, session.prior[index, 0].numpy(), clicks)
     # The decoder's gradients have met in the leaves: one backward pass of the encoder serves all of them.
-    torch.autograd.backward(features, [f.grad for f in leaves])
+    if learned:
+        torch.autograd.backward(features, [f.grad for f in leaves])
     return StepReport(sum(losses) / steps, float(ious[0].mean()), float(ious[-1].mean()), error)

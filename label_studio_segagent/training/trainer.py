@@ -6,6 +6,7 @@ A trainer belongs to one model family. It reads trajectories only: `Step.mask` i
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ from ..hlmat.trajectory import Trajectory
 from ..segmenters.base import Segmenter
 
 __all__ = [
-    "FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "load_trainer", "open_image", "trainable",
-    "weight_of",
+    "FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "keep_back", "load_segmenter_trainer",
+    "load_trainer", "open_image", "trainable", "weight_of",
 ]  # fmt: skip
+
+_KEPT_BACK = 0.1
+"""Share of the images whose trajectories are kept back to see when to stop."""
+_FEWEST = 10
+"""Images below which none are kept back."""
 
 ImageReader = Callable[[Trajectory], Image]
 """Gives the image of a trajectory, RGB uint8 (H, W, 3)."""
@@ -109,6 +115,23 @@ class Trainer(ABC):
         """
 
 
+def keep_back(trajectories: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Trajectories kept back, and those to learn from; all of one image are on the same side, whatever else there is.
+
+    Args:
+        trajectories: All.
+        seed: Decides, with the names of the images, which side an image is on.
+    """
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.image, []).append(trajectory)
+    if len(groups) < _FEWEST:
+        return [], list(trajectories)
+    order = sorted(groups, key=lambda image: hashlib.sha256(f"{seed} {image}".encode()).digest())
+    held = set(order[: max(1, round(_KEPT_BACK * len(order)))])
+    return [t for t in trajectories if t.image in held], [t for t in trajectories if t.image not in held]
+
+
 def weight_of(trajectory: Trajectory) -> float:
     """How much a trajectory counts in training: its meta's "weight", 1 by default."""
     weight = trajectory.meta.get("weight", 1.0)
@@ -153,3 +176,19 @@ def load_trainer(start: str, segmenter: Segmenter | None = None) -> Trainer:
 
         return MllmTrainer(start)
     raise ConfigError(f"{start!r} cannot be trained; trainable: embedded, hf:<model>, hf:<model>+<adapter>")
+
+
+def load_segmenter_trainer(start: str) -> Trainer:
+    """The trainer for a segmenter.
+
+    Args:
+        start: The segmenter to start from, as `load_segmenter` takes it.
+
+    Raises:
+        ConfigError: Segmenters of that family cannot be trained here.
+    """
+    if start.partition(":")[0] != "embedded":
+        raise ConfigError(f"the segmenter {start!r} cannot be trained; trainable: embedded, embedded:<weights>")
+    from .segmenter_trainer import EmbeddedSegmenterTrainer
+
+    return EmbeddedSegmenterTrainer(start)

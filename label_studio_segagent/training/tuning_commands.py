@@ -1,4 +1,4 @@
-"""`segagent train` and `segagent star`: fine-tune a policy on trajectories, and let it improve on its own attempts."""
+"""`segagent train` and `segagent star`: fine-tune a model on trajectories, and let it improve on its own attempts."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def train(
     policy: PolicyArgument,
     trajectories: Annotated[list[Path], typer.Option(help="JSONL file of trajectories; may be given several times.")],
     out: OutOption,
+    segmenter: Annotated[
+        bool, typer.Option("--segmenter", help="Train a segmentation tool, not a policy: embedded, embedded:<weights>.")
+    ] = False,
     minutes: MinutesOption = 60.0,
     epochs: EpochsOption = None,
     rate: RateOption = None,
@@ -50,20 +53,22 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Fine-tune a policy on trajectories (supervised).
+    """Fine-tune a policy, or with [b]--segmenter[/b] the embedded segmenter, on trajectories (supervised).
 
     A language model gets a LoRA adapter; [b]accelerate launch -m label_studio_segagent.cli train …[/b] uses several
-    GPUs. Use the result as SEGAGENT_POLICY.
+    GPUs. Use the result as SEGAGENT_POLICY or SEGAGENT_SEGMENTER.
     """
     from ..hlmat.trajectory import read_trajectories
-    from .trainer import load_trainer
+    from .trainer import load_segmenter_trainer, load_trainer
 
     with reporting() as tell:
         lessons = [trajectory for file in trajectories for trajectory in read_trajectories(file)]
         settings = _settings(policy, minutes, epochs, rate, seed, full, vision, batch)
-        done = load_trainer(policy).fit(lessons, out, settings, resume=resume, progress=tell)
+        trainer = load_segmenter_trainer(policy) if segmenter else load_trainer(policy)
+        done = trainer.fit(lessons, out, settings, resume=resume, progress=tell)
         console.print(f"{done.steps} steps in {done.seconds:.0f} s, loss {done.loss:.4f}", highlight=False)
-        console.print(f"SEGAGENT_POLICY={escape(done.model)}", highlight=False, soft_wrap=True)
+        name = "SEGAGENT_SEGMENTER" if segmenter else "SEGAGENT_POLICY"
+        console.print(f"{name}={escape(done.model)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -158,7 +158,7 @@ def test_views_must_agree(policy_weights: Path, tiny_segmenter: EmbeddedSegmente
     from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter as Segmenter  # noqa: PLC0415
 
     other = object.__new__(Segmenter)
-    other.net, other.version, other.settings = tiny_segmenter.net, "x", ViewSettings(zoom=128)
+    other.net, other.version, other.eyes, other.settings = tiny_segmenter.net, "x", "x", ViewSettings(zoom=128)
     with pytest.raises(ConfigError, match="views of 96 pixels"):
         EmbeddedPolicy(policy_weights, other)
 

@@ -59,6 +59,7 @@ def test_a_new_label_is_learned_and_old_ones_kept(
     assert "gizmo" not in before.net.config.labels and after.net.config.labels[-1] == "gizmo"
     assert after.book.find("gizmos") == "gizmo" and after.version != before.version
     assert (tmp_path / "curves.csv").read_text().count("\n") == 26 and (tmp_path / "curves.png").exists()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     assert not (tmp_path / "checkpoint.pt").exists()
     image, mask = draw(77)
     # What it knew is what it was, to the bit.
@@ -90,6 +91,8 @@ def test_an_interrupted_training_ends_like_one_without_a_break(
     assert not (tmp_path / "cut" / "policy.safetensors").exists()
     resumed = trainer.fit(trajectories, tmp_path / "cut", FitSettings(seconds=60, epochs=6), resume=True)
     assert resumed.steps == whole.steps and resumed.loss == pytest.approx(whole.loss, rel=1e-5)
+    steps = [row.split(",")[0] for row in (tmp_path / "cut" / "curves.csv").read_text().splitlines()]
+    assert steps == ["step", "2", "4", "6", "8", "10", "12"], "no epoch twice"
     first, second = (EmbeddedPolicy(f.model.partition(":")[2], trainer.policy.segmenter) for f in (whole, resumed))
     assert torch.allclose(first.net.vectors, second.net.vectors)
 

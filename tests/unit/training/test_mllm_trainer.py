@@ -25,10 +25,9 @@ from label_studio_segagent.hlmat.arrays import Image
 from label_studio_segagent.hlmat.trajectory import Step, Trajectory
 from label_studio_segagent.policies import Observation
 from label_studio_segagent.policies.hf import HfPolicy
-from label_studio_segagent.training import mllm_trainer
 from label_studio_segagent.training.lessons import collate, lessons_of
 from label_studio_segagent.training.mllm_trainer import MllmSettings, MllmTrainer
-from label_studio_segagent.training.trainer import load_trainer
+from label_studio_segagent.training.trainer import keep_back, load_trainer
 
 EMPTY = np.zeros((40, 56), bool)
 DONE = EMPTY.copy()
@@ -150,7 +149,7 @@ def test_the_seed_decides(base: Path, tmp_path: Path) -> None:
 
 def test_it_stops_early_when_what_was_kept_back_gets_no_better(base: Path, tmp_path: Path) -> None:
     """All answers are the same but those kept back, so that learning the others makes these less likely."""
-    kept, _ = mllm_trainer._split(some(12), 0)
+    kept, _ = keep_back(some(12), 0)
     wrong = [
         replace_steps(t, [Step(EMPTY, Click(50, 30, False), true_iou=0.77)]) if t.image == kept[0].image else t
         for t in some(12)

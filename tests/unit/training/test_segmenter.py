@@ -19,7 +19,7 @@ from label_studio_segagent.training.click_sampling import clicked_error, earlier
 from label_studio_segagent.training.feeding import SpareCores, ready_batches
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.segmenter import TrainSettings, train
-from label_studio_segagent.training.segmenter_data import CropDataset
+from label_studio_segagent.training.segmenter_data import CropDataset, read_coco
 from label_studio_segagent.training.segmenter_steps import asked_loss, mask_loss
 
 
@@ -75,7 +75,7 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(data: Path, tmp_path: Pa
 
 
 def test_crops_show_their_targets(data: Path) -> None:
-    dataset = CropDataset([data], [1.0])
+    dataset = CropDataset([read_coco(data)], [1.0])
     rng = np.random.default_rng(0)
     for _ in range(40):
         sample = dataset.sample(rng, 64, 2)
@@ -91,7 +91,7 @@ def test_crops_show_their_targets(data: Path) -> None:
 
 
 def test_remembered_answers_come_back_in_place(data: Path) -> None:
-    dataset = CropDataset([data], [1.0])
+    dataset = CropDataset([read_coco(data)], [1.0])
     rng = np.random.default_rng(1)
     overlaps: list[float] = []
     hits: list[bool] = []
@@ -115,7 +115,7 @@ def test_remembered_answers_come_back_in_place(data: Path) -> None:
 def test_data_without_masks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(InputError, match="no usable mask"):
-        CropDataset([tmp_path], [1.0])
+        read_coco(tmp_path)
 
 
 def test_clicks_hit_the_larger_error(shape: np.ndarray) -> None:
