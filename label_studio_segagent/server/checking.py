@@ -34,6 +34,7 @@ from .models import Models, build_loader, build_predictor, need_client, project_
 from .settings import Settings
 
 __all__ = [
+    "REPORT",
     "Checked",
     "calibrate_project",
     "check_job",
@@ -45,6 +46,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
+REPORT = "quality.html"
+"""In a project's folder: the report of its newest check by a job."""
+_KEPT_FROM = 0.8
+"""Smallest score of a region that is good enough, where nobody says another."""
 _ENOUGH = 30
 """Trusted masks that a project needs for a calibration of its own."""
 _MOST = 60
@@ -82,8 +87,9 @@ def _opened(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClien
 
 
 def check_project(
-    settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False
-) -> Checked:
+    settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False,
+    report: bool = False,
+) -> Checked:  # fmt: skip
     """Inspect every annotation of a project that has changed since it was inspected, and write down what was found.
 
     Args:
@@ -92,6 +98,7 @@ def check_project(
         progress: Told the share done, and what is being done.
         control: Add the control for issue boxes to the labelling config, if it has none.
         score_column: Let Label Studio's score column show the scores. Changes which predictions it pre-labels with.
+        report: Write the report, `REPORT`, into the project's folder.
 
     Raises:
         ApiError: Label Studio does not answer.
@@ -102,7 +109,8 @@ def check_project(
     with _opened(settings, project) as (client, loader, agent):
         if control:
             add_control(client, project)
-        done.boxes = has_control(str(client.call("GET", f"/api/projects/{project}/")["label_config"]))
+        fields = client.call("GET", f"/api/projects/{project}/")
+        done.boxes = has_control(str(fields["label_config"]))
         progress(0.0, "reading annotations")
         annotated = _read(client, loader, project, folder, lambda t, r: done.failures.append((t, r)))
         count = 0
@@ -135,15 +143,19 @@ def check_project(
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
+    if report:
+        verdicts = judge(annotated, done.findings, _KEPT_FROM)
+        write_report(verdicts, folder / REPORT, str(fields.get("title")), _KEPT_FROM)
     return done
 
 
 def check_job(settings: Settings, job: Job, report: Progress) -> Mapping[str, Any]:
     """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short."""
-    done = check_project(settings, job.project, report)
+    done = check_project(settings, job.project, report, report=job.after is None)
     flagged = len({finding.task for finding in done.findings if finding.issues})
-    return {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
-            "failures": len(done.failures)}  # fmt: skip
+    summary = {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
+               "failures": len(done.failures)}  # fmt: skip
+    return {**summary, "report": REPORT} if job.after is None else summary
 
 
 def export_project(

@@ -34,6 +34,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 _LOADED = 8
 """Projects whose own models are kept in memory."""
+_SEEN = 1000
+"""Projects that are remembered because somebody asked about them."""
 
 
 def build_agent(
@@ -153,10 +155,14 @@ class Models:
         settings: Of the server.
         base: With the models that the settings name, for projects without a version of their own.
         store: Of the trained versions.
+
+    Attributes:
+        seen: Projects that predictors were asked for since the start.
     """
 
     def __init__(self, settings: Settings, base: Predictor, store: VersionStore) -> None:
         self.base, self.store, self._settings = base, store, settings
+        self.seen: set[int] = set()
         self._loaded: OrderedDict[int, _Loaded] = OrderedDict()
         self._loading: set[int] = set()
         self._lock = threading.Lock()
@@ -167,6 +173,8 @@ class Models:
         The first call for a project loads its version; when another one is promoted later on, it is loaded in the
         background while the old one still answers.
         """
+        if project is not None and len(self.seen) < _SEEN:
+            self.seen.add(project)
         stamp = 0 if project is None else self.store.stamp(project)
         if project is None or stamp == 0:
             return self.base

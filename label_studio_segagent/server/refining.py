@@ -20,14 +20,17 @@ from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
 from ..labelstudio.tasks import iterate_tasks, put_prediction
 from ..pictures import result_panel, sheet
-from .models import Models, build_predictor, need_client, version_store
+from .jobs import Job
+from .models import Models, build_predictor, need_client, project_folder, version_store
 from .settings import Settings
 
-__all__ = ["Refined", "refine_project"]
+__all__ = ["PICTURES", "Refined", "refine_job", "refine_project"]
 
 log = logging.getLogger(__name__)
 _OURS = ("refine-", "qc-")
-_PICTURES = 24
+PICTURES = "refined.jpg"
+"""The file with pictures before and after."""
+_MOST_PICTURES = 24
 _OUTLINES = ("brush", "bitmask", "magicwand", "polygon", "vector", "")
 
 
@@ -64,7 +67,7 @@ def refine_project(
     Args:
         settings: Of the server.
         project: Project id.
-        out: Folder for `refined.jpg`, pictures before and after.
+        out: Folder for `PICTURES`, those before and after.
         progress: Told the share done, and what is being done.
         view: Id of a Data Manager tab: its tasks only.
         least_gain: Smallest rise of the policy's rating for which a region is replaced.
@@ -84,7 +87,7 @@ def refine_project(
             try:
                 worker = _TaskRefiner(predictor.agent, base.images, config, task, least_gain, done)
                 result = worker.run()
-                pictures += worker.pictures[: max(0, _PICTURES - len(pictures))]
+                pictures += worker.pictures[: max(0, _MOST_PICTURES - len(pictures))]
                 if result is not None:
                     put_prediction(client, task, result, worker.score, done.version)
                     done.tasks += 1
@@ -93,8 +96,18 @@ def refine_project(
             progress((number + 1) / len(tasks), f"refining the masks of {len(tasks)} tasks")
         if pictures:
             out.mkdir(parents=True, exist_ok=True)
-            PilImage.fromarray(sheet(pictures, 4)).save(out / "refined.jpg", quality=88)
+            PilImage.fromarray(sheet(pictures, 4)).save(out / PICTURES, quality=88)
     return done
+
+
+def refine_job(settings: Settings, job: Job, report: Callable[[float, str], None]) -> Mapping[str, Any]:
+    """The job behind the status page: `refine_project`, and its result in short."""
+    out = project_folder(settings, job.project)
+    (out / PICTURES).unlink(missing_ok=True)  # of an earlier one
+    done = refine_project(settings, job.project, out, report)
+    summary = {"version": done.version, "tasks": done.tasks, "regions": done.regions, "changed": done.changed,
+               "failures": len(done.failures)}  # fmt: skip
+    return {**summary, "report": PICTURES} if done.changed else summary
 
 
 class _TaskRefiner:
