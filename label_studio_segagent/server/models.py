@@ -16,7 +16,7 @@ from ..policies import load_policy
 from ..segmenters import EmbeddingCache, load_segmenter
 from ..segmenters.base import Segmenter
 from ..training.versions import Version, VersionStore
-from .predictor import Predictor
+from .predictor import Predictor, served_as
 from .settings import Settings
 
 __all__ = [
@@ -115,6 +115,7 @@ def build_predictor(settings: Settings) -> Predictor:
         batch_size=settings.batch_size,
         seconds=settings.predict_seconds,
         max_instances=settings.max_instances,
+        refine_masks=settings.refine_masks,
     )
 
 
@@ -191,7 +192,8 @@ class Models:
     def versions(self, project: int | None = None) -> list[str]:
         """The model versions of a project (of all without one), newest first, that of the settings' models last."""
         projects = self.store.projects() if project is None else [project]
-        names = [v.name for p in projects for v in reversed(self.store.versions(p))]
+        made = [v.name for p in projects for v in reversed(self.store.versions(p))]
+        names = [served_as(name, self._settings.refine_masks) for name in made]
         return [*dict.fromkeys([*names, self.base.model_version])]
 
     def _switch(self, project: int) -> None:

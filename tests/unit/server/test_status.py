@@ -73,7 +73,7 @@ def test_other_sites_and_machines_start_none(
     client: FlaskClient, queue: JobQueue, headers: dict[str, str], environment: dict[str, str]
 ) -> None:
     answer = client.post("/jobs", data=FORM, headers=headers, environ_base=environment)
-    assert answer.status_code == 403 and answer.json["error"] and queue.jobs() == []
+    assert answer.status_code == 403 and answer.get_json()["error"] and queue.jobs() == []
 
 
 def test_with_a_password_other_machines_start_jobs(make_app: Callable[..., Flask], queue: JobQueue) -> None:
@@ -90,7 +90,7 @@ def test_with_a_password_other_machines_start_jobs(make_app: Callable[..., Flask
 )
 def test_odd_forms_are_refused(client: FlaskClient, queue: JobQueue, form: dict[str, str]) -> None:
     answer = client.post("/jobs", data=form, headers=HERE)
-    assert answer.status_code == 400 and "'kind' must be one of qc, refine" in answer.json["error"]
+    assert answer.status_code == 400 and "'kind' must be one of qc, refine" in answer.get_json()["error"]
     assert queue.jobs() == []
 
 
