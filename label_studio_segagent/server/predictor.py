@@ -21,7 +21,7 @@ from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, ImageTag, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
-from ..labelstudio.standing import standing_region
+from ..labelstudio.standing import boxed_region, standing_region
 from ..segmenters.cache import EmbeddingCache
 from .refiner import TaskRefiner, carried, take_over
 
@@ -277,7 +277,8 @@ class Predictor:
         """Answer a smart tool: the last region of the context is the one just drawn.
 
         Key points are clicks of the person, a rectangle or an ellipse is a box, a brush, bitmask or polygon is a
-        coarse mask that the agent refines, and a prompt text segments every instance of what it names.
+        coarse mask that the agent refines, and a prompt text segments every instance of what it names. A key point on
+        or beside a region of its label corrects that region, and a box around one has it done again.
 
         Returns:
             A prediction whose `result` is empty when there is nothing to suggest, and the rollouts behind it.
@@ -305,7 +306,8 @@ class Predictor:
             [rollouts] = self.agent.segment_all_batch([(image, prompt)], max_instances=self._max_instances)
         else:
             same = [r for r in regions if (r.to_name, r.item_index) == (new.to_name, new.item_index)]
-            standing = standing_region(task, new, image.shape[0], image.shape[1]) if new.shape == "keypoint" else None
+            about = {"keypoint": standing_region, "rectangle": boxed_region, "ellipse": boxed_region}.get(new.shape)
+            standing = about(task, new, image.shape[0], image.shape[1]) if about else None
             rollouts = [self._follow(image, prompt, same, None if standing is None else standing[1])]
         written = [result for r in rollouts for result in write_region(r.mask, control, label, _rating(r), item_index)]
         if new is not None and standing is not None and written:
@@ -313,7 +315,7 @@ class Predictor:
         return self._prediction(written, [_rating(r) for r in rollouts]), rollouts
 
     def _follow(self, image: Image, prompt: str, regions: Sequence[Region], standing: Mask | None) -> Rollout:
-        """Segment what a person's regions on one picture point at; `standing` is the mask that they correct, if any."""
+        """Segment what a person's regions on one picture point at; `standing` is the mask they are about, if any."""
         height, width = image.shape[:2]
         new = regions[-1]
         clicks = [region.click(height, width) for region in regions if region.shape == "keypoint"]

@@ -23,6 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from support import CONFIG, Backend
 
+from label_studio_segagent.hlmat.arrays import mask_box
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
 from label_studio_segagent.labelstudio.regions import Region, read_regions
@@ -124,21 +125,42 @@ def drawn(browser: webdriver.Chrome, photo: Path) -> np.ndarray[Any, np.dtype[np
     return redder
 
 
-def smart_click(browser: webdriver.Chrome, task: Task, x: int, y: int) -> None:
-    """Switch auto-annotation on, take the smart key point, and click on a pixel of the photograph."""
-    height, width = task.predicted.shape
+def take(browser: webdriver.Chrome, label: int, tool: str) -> None:
+    """Switch auto-annotation on, and take the smart tool of a label."""
     if not browser.execute_script("return window.Htx.autoAnnotation"):  # Label Studio remembers it
         browser.find_element(By.CSS_SELECTOR, "[data-testid=bottombar-auto-annotation-toggle]").click()
     wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".lsf-tool_smart"))
-    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[1].click()
+    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[label].click()
     ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".lsf-tool_smart")).perform()
-    tool = "[aria-label=key-point-tool]"
-    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, tool).is_displayed())
-    browser.find_element(By.CSS_SELECTOR, tool).click()
+    named = f".lsf-tool_smart .lsf-tool__extra [aria-label={tool}]"
+    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, named).is_displayed())
+    browser.find_element(By.CSS_SELECTOR, named).click()
+
+
+def place(browser: webdriver.Chrome, task: Task, x: float, y: float) -> tuple[int, int]:
+    """Where a pixel of the photograph is in the window."""
+    height, width = task.predicted.shape
     rect = image_rect(browser)
-    place = rect["left"] + x / width * rect["width"], rect["top"] + y / height * rect["height"]
+    return round(rect["left"] + x / width * rect["width"]), round(rect["top"] + y / height * rect["height"])
+
+
+def smart_click(browser: webdriver.Chrome, task: Task, x: int, y: int) -> None:
+    """Take the smart key point, and click on a pixel of the photograph."""
+    take(browser, 1, "key-point-tool")
     actions = ActionChains(browser)
-    actions.w3c_actions.pointer_action.move_to_location(*map(round, place)).click()
+    actions.w3c_actions.pointer_action.move_to_location(*place(browser, task, x, y)).click()
+    actions.perform()
+
+
+def smart_box(browser: webdriver.Chrome, task: Task, x0: float, y0: float, x1: float, y1: float) -> None:
+    """Take the smart rectangle, and draw it over these pixels of the photograph."""
+    take(browser, 2, "rectangle-tool")
+    actions = ActionChains(browser)
+    pointer = actions.w3c_actions.pointer_action
+    pointer.move_to_location(*place(browser, task, x0, y0)).pointer_down()
+    for share in (0.5, 1.0):
+        pointer.move_to_location(*place(browser, task, x0 + share * (x1 - x0), y0 + share * (y1 - y0)))
+    pointer.pointer_up()
     actions.perform()
 
 
@@ -212,3 +234,23 @@ def test_a_smart_click_beside_an_object_corrects_it(
     [region] = submit(browser, label_studio, task)
     same = iou(region.mask(*task.predicted.shape), task.predicted)
     assert 0.8 < same < 0.999 if decision == "accept" else same == 1
+
+
+@pytest.mark.parametrize("decision", ["accept", "reject"])
+def test_a_smart_box_around_an_object_has_it_done_again(
+    label_studio: LocalLabelStudio, signed_in: webdriver.Chrome, make_task: Callable[[str], Task], decision: str
+) -> None:
+    browser, task = signed_in, make_task(CONFIG)
+    open_task(browser, label_studio, task)
+    box = mask_box(task.predicted)
+    assert box is not None
+    height, width = task.predicted.shape
+    smart_box(browser, task, *(min(max(v + d, 2), most - 2) for v, d, most in zip(
+        box, (-6, -6, 6, 6), (width, height, width, height), strict=True
+    )))  # fmt: skip
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 1)
+    browser.find_element(By.XPATH, ACCEPT if decision == "accept" else REJECT).click()
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 0)
+    [region] = submit(browser, label_studio, task)
+    same = iou(region.mask(height, width), task.predicted)
+    assert 0.5 < same < 1 if decision == "accept" else same == 1
