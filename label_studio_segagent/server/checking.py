@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, grou
 from ..quality.report import write_report
 from ..quality.writeback import add_control, clear, has_control, put_queue, qc_version, write_findings
 from ..training.mask_corruption import corrupt_mask
+from .inbox import SUBMITTED, Inbox
 from .jobs import Job
 from .models import Models, build_loader, build_predictor, need_client, project_folder, version_store
 from .settings import Settings
@@ -88,7 +90,7 @@ def _opened(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClien
 
 def check_project(
     settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False,
-    report: bool = False,
+    report: bool = False, tasks: Collection[int] | None = None,
 ) -> Checked:  # fmt: skip
     """Inspect every annotation of a project that has changed since it was inspected, and write down what was found.
 
@@ -99,6 +101,7 @@ def check_project(
         control: Add the control for issue boxes to the labelling config, if it has none.
         score_column: Let Label Studio's score column show the scores. Changes which predictions it pre-labels with.
         report: Write the report, `REPORT`, into the project's folder.
+        tasks: Ids of the tasks to read; the others' findings stay as they are. All by default.
 
     Raises:
         ApiError: Label Studio does not answer.
@@ -112,7 +115,7 @@ def check_project(
         fields = client.call("GET", f"/api/projects/{project}/")
         done.boxes = has_control(str(fields["label_config"]))
         progress(0.0, "reading annotations")
-        annotated = _read(client, loader, project, folder, lambda t, r: done.failures.append((t, r)))
+        annotated = _read(client, loader, project, folder, lambda t, r: done.failures.append((t, r)), tasks)
         count = 0
 
         def note(finding: Finding, fresh: bool) -> None:
@@ -123,7 +126,7 @@ def check_project(
 
         done.findings = inspect_all(
             agent, annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
-            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note,
+            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note, tasks=tasks,
         )  # fmt: skip
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
@@ -150,12 +153,37 @@ def check_project(
 
 
 def check_job(settings: Settings, job: Job, report: Progress) -> Mapping[str, Any]:
-    """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short."""
-    done = check_project(settings, job.project, report, report=job.after is None)
+    """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short.
+
+    A job that is about events reads the tasks that they name, so that its time does not grow with the project.
+    """
+    tasks = None if job.after is None else _submitted(settings, job, job.after)
+    done = check_project(settings, job.project, report, report=tasks is None, tasks=tasks)
     flagged = len({finding.task for finding in done.findings if finding.issues})
     summary = {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
                "failures": len(done.failures)}  # fmt: skip
-    return {**summary, "report": REPORT} if job.after is None else summary
+    return {**summary, "report": REPORT} if tasks is None else summary
+
+
+def _submitted(settings: Settings, job: Job, after: int) -> set[int]:
+    """The tasks that the events of a job are about."""
+    with closing(Inbox(settings.data_dir / "inbox.sqlite3")) as inbox:
+        bodies = list(map(_named, inbox.bodies(job.project, SUBMITTED, after, job.upto)))
+    return set().union(*bodies)
+
+
+def _named(body: bytes) -> set[int]:
+    """Ids of the tasks that an event is about: of one annotation, or of a list of them."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        return set()
+    fields = event if isinstance(event, dict) else {}
+    found = []
+    for name, key in (("annotation", "task"), ("task", "id")):
+        items = fields.get(name)
+        found += [item.get(key) for item in (items if isinstance(items, list) else [items]) if isinstance(item, dict)]
+    return {n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**63}
 
 
 def export_project(
@@ -286,9 +314,10 @@ def calibrate_project(settings: Settings, project: int, progress: Progress) -> t
 
 
 def _read(
-    client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None]
-) -> list[Annotated]:
-    records = read_project(client, loader, project, folder / "images", absent=True, failed=failed)
+    client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None],
+    tasks: Collection[int] | None = None,
+) -> list[Annotated]:  # fmt: skip
+    records = read_project(client, loader, project, folder / "images", tasks=tasks, absent=True, failed=failed)
     return list(group_records(records))
 
 

@@ -110,7 +110,7 @@ class Dispatcher:
         return started
 
     def _check(self, jobs: list[Job], now: float | None) -> list[Job]:
-        """Enqueue quality control where annotations are newer than the last one; `jobs` are those so far."""
+        """Enqueue quality control of what was submitted after the last one; `jobs` are those so far."""
         now = time.time() if now is None else now
         started = []
         for project, (newest, received) in self._inbox.latest(SUBMITTED).items():
@@ -118,7 +118,9 @@ class Dispatcher:
             if any(job.open for job in mine) or max((job.upto for job in mine), default=0) >= newest:
                 continue
             if now - received >= _QC_QUIET:
-                started.append(self._queue.enqueue("qc", project, "annotations were submitted", upto=newest))
+                after = max((job.upto for job in mine if job.state == "done"), default=0)
+                why = "annotations were submitted"
+                started.append(self._queue.enqueue("qc", project, why, upto=newest, after=after))
         return started
 
     def _project(self, project: int, events: list[Event], jobs: list[Job], now: float | None) -> Job | None:

@@ -145,6 +145,19 @@ class Inbox:
             ).fetchall()
         return {project: (number, received) for project, number, received in rows}
 
+    def bodies(self, project: int, actions: Sequence[str], after: int, upto: int) -> Iterator[bytes]:
+        """Bodies of the events of a project, of some actions, with ids above `after` up to `upto`; oldest first."""
+        marks = ",".join("?" * len(actions))
+        query = f"SELECT MIN(id) FROM events WHERE project = ? AND action IN ({marks}) AND id > ? AND id <= ?"
+        while True:  # one at a time: with their masks they are large
+            with self._connection() as db:
+                (number,) = db.execute(query, (project, *actions, after, upto)).fetchone()
+                if number is None:
+                    return
+                (body,) = db.execute("SELECT body FROM events WHERE id = ?", (number,)).fetchone()
+            yield body
+            after = number
+
     def projects(self) -> list[int]:
         """All projects that events were about."""
         with self._connection() as db:
