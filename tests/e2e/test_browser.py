@@ -6,9 +6,7 @@ SEGAGENT_SCREENSHOTS names a folder in which to keep the pictures (the ones in d
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-from support import CONFIG, Backend
+from support import CONFIG, Backend, keep, wait
 
 from label_studio_segagent.hlmat.arrays import mask_box
 from label_studio_segagent.hlmat.metrics import iou
@@ -30,38 +27,9 @@ from label_studio_segagent.labelstudio.regions import Region, read_regions
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1500,1100"
-)
 REGIONS = "return window.Htx?.annotationStore?.selected?.regions.length ?? 0"
 REJECT, ACCEPT = (f"//*[contains(@class, 'auto-accept__info')]/following::button[{n}]" for n in (1, 2))
 SUGGESTIONS = "return window.Htx.annotationStore.selected.suggestions.size"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver; as root, `make browser` installs Debian's")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    chrome = webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)
-    yield chrome
-    chrome.quit()
-
-
-@pytest.fixture(scope="module")
-def signed_in(browser: webdriver.Chrome, label_studio: LocalLabelStudio) -> webdriver.Chrome:
-    browser.get(f"{label_studio.url}/user/login/")
-    browser.find_element(By.NAME, "email").send_keys(label_studio.user)
-    browser.find_element(By.NAME, "password").send_keys(label_studio.password)
-    browser.find_element(By.NAME, "password").submit()
-    wait(browser, lambda b: "/login" not in b.current_url)
-    return browser
 
 
 @dataclass(frozen=True)
@@ -93,15 +61,6 @@ def open_task(browser: webdriver.Chrome, label_studio: LocalLabelStudio, task: T
     browser.get(f"{label_studio.url}/projects/{task.project}/data?task={task.id}")
     wait(browser, lambda b: b.execute_script(REGIONS) == 1)
     wait(browser, lambda b: iou(drawn(b, task.photo), task.predicted) > 0.85)
-
-
-def wait(browser: webdriver.Chrome, condition: Callable[[webdriver.Chrome], Any]) -> Any:
-    return WebDriverWait(browser, 60).until(condition)
-
-
-def keep(browser: webdriver.Chrome, name: str) -> None:
-    if folder := os.environ.get("SEGAGENT_SCREENSHOTS"):
-        browser.save_screenshot(str(Path(folder) / name))
 
 
 def image_rect(browser: webdriver.Chrome) -> dict[str, float]:
