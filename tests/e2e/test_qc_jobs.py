@@ -15,6 +15,7 @@ from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.labelstudio.config import LabelConfig
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
 from label_studio_segagent.labelstudio.regions import read_regions, write_region
+from label_studio_segagent.labelstudio.tasks import iterate_tasks
 from label_studio_segagent.live_demo import start_backend
 
 CONFIG = """<View>
@@ -71,6 +72,12 @@ def finished(checker: Backend) -> Callable[..., list[dict[str, Any]]]:
     return wait
 
 
+def columns(label_studio: LocalLabelStudio, project: dict[str, Any]) -> dict[int, float]:
+    """The scores in the Data Manager, by task."""
+    tasks = iterate_tasks(label_studio.client, project["id"])
+    return {task["id"]: float(task["data"]["qc_score"]) for task in tasks if "qc_score" in task["data"]}
+
+
 def test_what_is_submitted_is_checked(
     label_studio: LocalLabelStudio, project: dict[str, Any], finished: Callable[..., Any]
 ) -> None:
@@ -81,13 +88,14 @@ def test_what_is_submitted_is_checked(
     assert job["kind"] == "qc" and job["result"] == {
         "annotations": 3, "inspected": 3, "flagged_tasks": job["result"]["flagged_tasks"], "failures": 0,
     }  # fmt: skip
-    scores = [float(client.call("GET", f"/api/tasks/{task}/")["data"]["qc_score"]) for task in tasks[:3]]
+    scores = [columns(label_studio, project)[task] for task in tasks[:3]]
     assert scores[1] < 0.7 < min(scores[0], scores[2])
     # The next one is read by itself.
     client.call("POST", f"/api/tasks/{tasks[3]}/annotations/", {"result": result(3)})
     job = finished(2)[0]
     assert (job["result"]["annotations"], job["result"]["inspected"]) == (1, 1) and job["after"] > 0
-    assert "qc_score" in client.call("GET", f"/api/tasks/{tasks[0]}/")["data"]
+    assert set(columns(label_studio, project)) == set(tasks[:4])  # nothing was taken from the others
+    assert label_studio.predictions(project["id"]) == []  # and Label Studio was not made to ask for predictions
 
 
 def test_the_page_checks_everything_and_links_a_report(

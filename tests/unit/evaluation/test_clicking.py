@@ -11,7 +11,7 @@ from PIL import Image as PilImage
 from benchmarks.segmenter import annotate, measure
 from label_studio_segagent import Click, Finish, SegAgent
 from label_studio_segagent.agent.rollout import Rollout
-from label_studio_segagent.evaluation.clicking import Blind, click_curve, simulated_curve
+from label_studio_segagent.evaluation.clicking import JITTER, Blind, click_curve, simulated_curve
 from label_studio_segagent.hlmat.actions import GRAMMARS, Action
 from label_studio_segagent.hlmat.metrics import noc, nof
 from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory, encode_mask
@@ -111,6 +111,8 @@ def test_simulated_clicks_are_those_of_the_benchmark(scene: Sample, tmp_path: Pa
     state = tool.set_image(image)
     curves = [simulated_curve(tool, state, replace(scene, image=image))]
     assert len(curves[0]) > 1 and curves[0] == annotate(tool, state, scene.mask, 0.0)["ious"]
+    jittered = simulated_curve(tool, state, replace(scene, image=image), JITTER)
+    assert jittered == annotate(tool, state, scene.mask, JITTER)["ious"] != curves[0]
     figures = measure(tool, [(tmp_path / "scene.png", encode_mask(scene.mask))])
     assert (noc(curves, 0.85), noc(curves, 0.90), nof(curves, 0.90)) == (
         figures["noc85"], figures["noc90"], figures["failed90"],
