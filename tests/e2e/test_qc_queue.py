@@ -115,6 +115,10 @@ def test_the_queue_shows_the_spoilt_ones_first(
     first = {int(row.split()[0]) for row in rows(browser)[:10]}
     assert first == {project["tasks"][number] for number in SPOILT}
 
+    # Twenty masks can be trusted, and they are not enough to calibrate by.
+    output = CliRunner().invoke(app, ["qc", "calibrate", "--project", str(project["id"])], env=environment).output
+    assert "there are 20 masks to trust and 30 are needed" in " ".join(output.split())
+
 
 def rows(browser: webdriver.Chrome) -> list[str]:
     """The rows of the Data Manager's table, from the top, as they are read."""
