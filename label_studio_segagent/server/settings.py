@@ -120,6 +120,16 @@ class Settings(ModelSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("allowed_image_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if "/" in host or "@" in host:
+                raise ValueError(
+                    f"{host!r} is no host; write images.example.com, not an address with https:// or a path"
+                )
+        return value
+
     @field_validator("label_studio_url")
     @classmethod
     def _url(cls, value: str) -> str:

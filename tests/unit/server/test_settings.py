@@ -116,6 +116,7 @@ def test_allowed_hosts(text: str, hosts: tuple[str, ...], monkeypatch: Env) -> N
 @pytest.mark.parametrize(
     ("variable", "value", "must"),
     [
+        ("SEGAGENT_ALLOWED_IMAGE_HOSTS", "a.example,https://b.example/images", "'https://b.example/images' is no host"),
         ("SEGAGENT_PORT", "nine", "valid integer"),
         ("SEGAGENT_PORT", "0", "greater than or equal to 1"),
         ("SEGAGENT_PORT", "70000", "less than or equal to 65535"),
