@@ -54,6 +54,11 @@ class Settings(ModelSettings):
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
     max_instances: int = Field(50, ge=1, description="Objects of one label in one image.")
+    refine_masks: bool = Field(
+        False,
+        description="Retrieve Predictions refines the masks that a task already carries (its newest annotation, or "
+        "another model's prediction) where a gain is expected, instead of starting from nothing.",
+    )
     data_dir: Path = Field(
         Path("~/.local/share/label-studio-segagent"),
         description="Folder for the caches of images and embeddings, and the inbox of events.",

@@ -46,6 +46,7 @@ def test_every_setting_is_an_environment_variable(name: str, monkeypatch: Env) -
         "train_seconds": "1.5",
         "qc_issues": "duplicate=0.5",
         "qc_on_submit": "True",
+        "refine_masks": "True",
         "worker": "False",
     }
     value = values.get(name) or ("17" if isinstance(getattr(load_settings(), name), int) else "word")
