@@ -146,7 +146,7 @@ def _check_memory(name: str, folder: Path, device: str, dtype: torch.dtype) -> N
     """
     needed = 0
     try:
-        for file in folder.glob("*.safetensors"):
+        for file in set(folder.glob("*.safetensors")) - set(folder.glob("consolidated*")):  # the same weights once more
             with safe_open(file, "pt") as weights:
                 slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
                 full = any(piece.get_dtype() in _PACKED for piece in slices)
@@ -170,7 +170,19 @@ def _free_memory(device: str) -> int | None:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    here = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(here + list(filter(None, map(_group_limit, _GROUP_LIMITS))), default=None)
+
+
+_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container says how much memory it may use, in both versions of Linux's control groups."""
+
+
+def _group_limit(file: str) -> int | None:
+    try:
+        return int(Path(file).read_text("ascii"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
 
 
 def _address(folder: Path) -> str:

@@ -113,9 +113,12 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", plain))
 
 
+_IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox"}
+
+
 def _singulars(word: str) -> list[str]:
     """The word and what it may be the plural of, likeliest first."""
-    forms = [word]
+    forms = [word, *(word[: -len(many)] + one for many, one in _IRREGULAR.items() if word.endswith(many))]
     if len(word) > 3 and word.endswith("ies"):
         forms.append(word[:-3] + "y")
     if len(word) > 4 and word.endswith("ves"):
@@ -164,8 +167,10 @@ class LabelBook:
             for form in _singulars(tail):
                 if (name := self._exact(form)) is not None:
                     return name
-        # "man running": what comes first.
+        # "man running": what comes first. A "car door" is no car.
         for length in range(min(3, len(words) - 1), 0, -1):
+            if not words[length].endswith(("ing", "ed")):
+                continue
             for form in _singulars(" ".join(words[:length])):
                 if (name := self._exact(form)) is not None:
                     return name

@@ -372,12 +372,19 @@ def test_a_config_that_is_none(llava: Path, tmp_path: Path) -> None:
         load_policy(f"hf:{copy}")
 
 
-def test_a_model_that_does_not_fit(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_load, "_free_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"needs 0.0 GiB as float32, but cpu has 0.0 GiB free.*vLLM"):
         load_policy(f"hf:{llava}")
     monkeypatch.undo()
     assert 2**20 < (hf_load._free_memory("cpu") or 2**40) < 2**50
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hf_load, "_GROUP_LIMITS", (str(limit), str(tmp_path / "none")))
+    limit.write_text("max\n")
+    assert hf_load._free_memory("cpu") != 2**20
+    limit.write_text(f"{2**20}\n")
+    assert hf_load._free_memory("cpu") == 2**20, "a container's limit"
+    monkeypatch.undo()
 
     def fail(*args: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -33,6 +33,7 @@ def test_other_words(text: str, name: str) -> None:
     ("text", "name"),
     [
         ("man on a horse", "person"), ("woman with an umbrella", "person"), ("dog under the table", "dog"),
+        ("person running", "person"), ("car door", SALIENT), ("horse parked outside", "horse"),
         ("the cup next to the cat", "cup"), ("pair of scissors", "scissors"), ("group of people", "person"),
         ("person riding a bicycle", "person"), ("in the car", "car"), ("wheel of a car", "wheel of a car"),
     ],
