@@ -26,6 +26,7 @@ from rich.table import Table
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.policies import Observation, Policy
+from label_studio_segagent.training.evaluation import match_masks
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 
 SETS = ("ecssd", "pennfudan", "coco")
@@ -58,19 +59,6 @@ def read_image(path: Path) -> Any:
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
-def matched(found: list[Any], true: list[Any]) -> tuple[list[float], int]:
-    """The IoU of each true mask with the found one matched to it (0 without), best pairs first; and the surplus."""
-    table = np.array([[iou(f, t) for t in true] for f in found]).reshape(len(found), len(true))
-    ious = [0.0] * len(true)
-    for _ in range(min(table.shape)):
-        row, column = np.unravel_index(int(table.argmax()), table.shape)
-        if table[row, column] <= 0:
-            break
-        ious[int(column)] = float(table[row, column])
-        table[row], table[:, column] = -1, -1
-    return ious, max(0, len(found) - len(true))
-
-
 def measure_masks(agent: SegAgent, root: Path, limit: int) -> dict[str, Any]:
     """The agent's masks on one set."""
     ious: list[float] = []
@@ -83,7 +71,7 @@ def measure_masks(agent: SegAgent, root: Path, limit: int) -> dict[str, Any]:
         start = time.perf_counter()
         if root.name == "pennfudan":
             rollouts = agent.segment_all(image, "pedestrian")
-            pairs, more = matched([r.mask for r in rollouts], [m for _, m in objects])
+            pairs, more = match_masks([r.mask for r in rollouts], [m for _, m in objects])
             ious += pairs
             surplus += more
         else:

@@ -2,6 +2,9 @@
 
 python benchmarks/quality.py --data /data --out results.json           # measure on val
 python benchmarks/quality.py --data /data --fit combination.json       # fit what ships, on images kept back in training
+
+Where cleanlab is installed (`pip install cleanlab`, 2.9 was used; only this benchmark wants it), its label quality
+scores from the same network's probabilities are measured on the same masks: see `cleanlab_side`.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cleanlab_side import FEEDS, cleanlab_rank, cleanlab_scores
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,20 +30,37 @@ from label_studio_segagent.quality.calibration import fit_combination, shipped
 from label_studio_segagent.quality.evidence import Evidence, gather
 from label_studio_segagent.quality.inspection import inspect
 from label_studio_segagent.quality.issues import Thresholds
+from label_studio_segagent.server.refiner import LEAST_GAIN
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.policy_data import Scene, is_development, read_scenes
 
 _COPIES = 4
-_GAIN = 0.2
 _LEAST = 0.005
 """Share of the image that an object has at least."""
 
 
-def corrupted(
-    agent: SegAgent, scenes: Sequence[Scene], rng: np.random.Generator
-) -> tuple[list[Evidence], list[float], list[tuple[float, float]], float]:
-    """Evidence about true masks and corrupted copies, their true IoUs, (before, after) refinement, seconds a mask."""
-    evidence, true, refined, seconds, count = [], [], [], 0.0, 0
+@dataclass(slots=True)
+class Measured:
+    """What was found out about true masks and corrupted copies of them.
+
+    Attributes:
+        evidence: Of each mask.
+        true: Its IoU.
+        refined: (before, after) refinement, IoU.
+        cleanlab: Its label quality by each feed; empty without cleanlab.
+        seconds: All that gathering the evidence took.
+    """
+
+    evidence: list[Evidence] = field(default_factory=list)
+    true: list[float] = field(default_factory=list)
+    refined: list[tuple[float, float]] = field(default_factory=list)
+    cleanlab: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def corrupted(agent: SegAgent, scenes: Sequence[Scene], rng: np.random.Generator, rank: Any = None) -> Measured:
+    """Look at the true masks of scenes and at corrupted copies; `rank` is cleanlab's module, if it is to look, too."""
+    out = Measured()
     for scene in track(scenes, "corrupted masks"):
         image, items, wanted = scene.image(), [], []
         for instance in [i for i in scene.instances if i.share >= _LEAST][:3]:
@@ -52,16 +73,17 @@ def corrupted(
                     wanted.append((mask, same))
         started = time.perf_counter()
         judged = gather(agent, image, items)
-        seconds += time.perf_counter() - started
-        count += len(items)
+        out.seconds += time.perf_counter() - started
+        if rank is not None:
+            out.cleanlab += cleanlab_scores(rank, agent, image, judged)
         for one, (mask, same) in zip(judged, wanted, strict=True):
-            evidence.append(one.evidence)
+            out.evidence.append(one.evidence)
             # A mask that has slipped to another instance of the label is a good mask of that one.
-            true.append(max(iou(one.mask, other) for other in same))
+            out.true.append(max(iou(one.mask, other) for other in same))
             # As `segagent refine` does: only where the policy expects a gain.
-            better = one.refined if one.refined_rating - one.evidence.rating >= _GAIN else one.mask
-            refined.append((iou(one.mask, mask), iou(better, mask)))
-    return evidence, true, refined, seconds / max(count, 1)
+            better = one.refined if one.refined_rating - one.evidence.rating >= LEAST_GAIN else one.mask
+            out.refined.append((iou(one.mask, mask), iou(better, mask)))
+    return out
 
 
 def missing(agent: SegAgent, scenes: Sequence[Scene], rng: np.random.Generator) -> list[tuple[float, bool]]:
@@ -89,8 +111,8 @@ def missing(agent: SegAgent, scenes: Sequence[Scene], rng: np.random.Generator) 
 
 def auroc(scores: np.ndarray[Any, Any], positive: np.ndarray[Any, Any]) -> float:
     """Chance that a positive has a higher score than a negative."""
-    ranks = np.empty(len(scores))
-    ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts + 1) / 2)[place]  # equal scores share their places
     few, many = int(positive.sum()), int((~positive).sum())
     return float((ranks[positive].sum() - few * (few - 1) / 2) / max(few * many, 1))
 
@@ -111,38 +133,48 @@ def main() -> None:
     if arguments.fit:
         folders = [arguments.data / name for name in ("coco", "pennfudan", "ecssd")]
         scenes = [s for s in read_scenes(folders) if is_development(s) and s.instances]
-        evidence, true, _, _ = corrupted(agent, scenes[: arguments.limit or None], rng)
-        arguments.fit.write_text(json.dumps(asdict(fit_combination(evidence, true, 5.0))) + "\n")
-        Console().print(f"{len(true)} masks of {len(scenes)} images")
+        found = corrupted(agent, scenes[: arguments.limit or None], rng)
+        arguments.fit.write_text(json.dumps(asdict(fit_combination(found.evidence, found.true, 5.0))) + "\n")
+        Console().print(f"{len(found.true)} masks of {len(scenes)} images")
         return
     results: dict[str, Any] = {}
-    table = Table("set", "masks", "Pearson", "MAE", "rating alone", "AUROC < 0.7", "refined", "good made worse", "s")
+    rank = cleanlab_rank()
+    if rank is None:
+        Console().print("cleanlab is not installed (pip install cleanlab): measured without it")
+    table = Table(
+        "set", "masks", "Pearson", "MAE", "rating alone", "AUROC < 0.7", "cleanlab's", "refined", "good made worse", "s"
+    )
     for name in ("coco", "pennfudan"):
         scenes = [s for s in read_scenes([arguments.data / name], "val.json") if s.instances]
         chosen = rng.permutation(len(scenes))[: arguments.limit or None]
-        evidence, true, refined, seconds = corrupted(agent, [scenes[int(i)] for i in chosen], rng)
-        expected, ious, pairs = shipped()(evidence), np.array(true), np.array(refined)
-        rating = np.array([e.rating for e in evidence])
+        found = corrupted(agent, [scenes[int(i)] for i in chosen], rng, rank)
+        expected, ious, pairs = shipped()(found.evidence), np.array(found.true), np.array(found.refined)
+        rating = np.array([e.rating for e in found.evidence])
+        qualities = dict(zip(FEEDS, np.array(found.cleanlab).T, strict=True)) if found.cleanlab else {}
+        theirs = {feed: auroc(-quality, ious < 0.7) for feed, quality in qualities.items()}
         good, bad = pairs[:, 0] > 0.9, (pairs[:, 0] < 0.9) & (pairs[:, 0] > 0)
         results[name] = {
             "masks": len(ious), "pearson": float(np.corrcoef(expected, ious)[0, 1]),
             "mae": float(np.abs(expected - ious).mean()), "rating_pearson": float(np.corrcoef(rating, ious)[0, 1]),
             "rating_mae": float(np.abs(rating - ious).mean()), "auroc_below_0.7": auroc(-expected, ious < 0.7),
+            "cleanlab_auroc_below_0.7": theirs,
             "refined_gain": float((pairs[bad, 1] - pairs[bad, 0]).mean()),
-            "good_made_worse": float((pairs[good, 0] - pairs[good, 1] > 0.02).mean()), "seconds_a_mask": seconds,
+            "good_made_worse": float((pairs[good, 0] - pairs[good, 1] > 0.02).mean()),
+            "seconds_a_mask": found.seconds / len(ious),
         }  # fmt: skip
         r = results[name]
         table.add_row(
             name, str(r["masks"]), f"{r['pearson']:.3f}", f"{r['mae']:.3f}",
             f"{r['rating_pearson']:.3f} / {r['rating_mae']:.3f}", f"{r['auroc_below_0.7']:.3f}",
-            f"{r['refined_gain']:+.3f}", f"{r['good_made_worse']:.1%}", f"{seconds:.2f}",
+            f"{max(theirs.values()):.3f} ({max(theirs, key=lambda feed: theirs[feed])})" if theirs else "",
+            f"{r['refined_gain']:+.3f}", f"{r['good_made_worse']:.1%}", f"{r['seconds_a_mask']:.2f}",
         )  # fmt: skip
         if name == "pennfudan":
-            found = missing(agent, [scenes[int(i)] for i in chosen], rng)
+            reports = missing(agent, [scenes[int(i)] for i in chosen], rng)
             curve = []
-            present = sum(right for _, right in found)
+            present = sum(right for _, right in reports)
             for least in np.linspace(0.05, 0.95, 19):
-                said = [(c, right) for c, right in found if c >= least]
+                said = [(c, right) for c, right in reports if c >= least]
                 hits = int(sum(right for _, right in said))
                 curve.append((float(least), hits / max(len(said), 1), hits / max(present, 1)))
             results["missing_objects"] = {"images": int(present), "threshold_precision_recall": curve}

@@ -122,11 +122,12 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 2), "p95": round(cuts[94], 2), "max": round(max(values), 2)}
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """`segagent serve` on a free port, answering."""
+def start_server(folder: Path, **settings: str) -> tuple[subprocess.Popen[bytes], int]:
+    """`segagent serve` on a free port, answering; settings as environment variables."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_STUDIO_")}
     environment |= {"SEGAGENT_HOST": "127.0.0.1", "SEGAGENT_PORT": str(port), "SEGAGENT_DATA_DIR": str(folder)}
+    environment |= settings
     log = folder / "server.log"
     with log.open("wb") as file:
         command = [sys.executable, "-m", "label_studio_segagent.cli", "serve"]

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import __version__
 from .errors import InputError, SegAgentError
 from .evaluation_command import evaluate
 from .server.commands import jobs, models, rank, refine, worker
@@ -42,6 +43,13 @@ app.command()(worker)
 app.command()(trajectories)
 app.command()(evaluate)
 app.add_typer(tuning_app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"label-studio-segagent {__version__}")
+        raise typer.Exit
+
 
 PolicyOption = Annotated[
     str | None, typer.Option(help="Click policy, for example [b]embedded[/b]. Default: SEGAGENT_POLICY.")
@@ -264,6 +272,9 @@ def doctor(
 @app.callback()
 def _main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"

@@ -51,7 +51,8 @@ def evaluate(
         bool, typer.Option("--blind", help="Also click without looking at the ratings (twice the time).")
     ] = False,
     noc: Annotated[
-        bool, typer.Option("--noc", help="Also NoC and NoF: up to 20 simulated clicks on the segmenter, each (slow).")
+        bool,
+        typer.Option("--noc", help="Also NoC and NoF: twice 20 simulated clicks at most on the segmenter (slow)."),
     ] = False,
     jobs: Annotated[int, typer.Option(help="Processes; each loads the models.", min=1)] = 1,
     limit: Annotated[
@@ -143,8 +144,9 @@ def _show(results: dict[str, Any], done: Evaluated) -> None:
         if results["settings"]["start"] or name not in ("start_miou", "gain"):
             table.add_row(title, number(results["metrics"][name]))
     table.add_row("seconds per object", number(results["seconds"]))
-    for threshold, found in results.get("noc", {}).items():
-        table.add_row(f"NoC@{threshold} (segmenter)", f"{number(found['noc'], 2)}, NoF {found['nof']}")
+    for name, words in (("noc", "segmenter"), ("noc_jittered", "segmenter, clicks a little off")):
+        for threshold, found in results.get(name, {}).items():
+            table.add_row(f"NoC@{threshold} ({words})", f"{number(found['noc'], 2)}, NoF {found['nof']}")
     for name, title in (("final", "results"), ("all", "all rated masks")):
         rating = results["rating"][name]
         for measure, words in (("mae", "MAE"), ("mse", "MSE"), ("pearson", "Pearson"), ("spearman", "Spearman")):

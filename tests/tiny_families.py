@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tiny_mllm
@@ -102,10 +103,70 @@ def gemma3() -> Made:
     return transformers.Gemma3ForConditionalGeneration(config).eval(), processor
 
 
+def llava_onevision() -> Made:
+    """LLaVA-OneVision, which cuts an image into a grid that fits its shape; without its video half."""
+    tokenizer = tiny_mllm.make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
+    image, video = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<image>", "<video>"))
+    grid = [[56, 56], [56, 112], [112, 56], [112, 112]]
+    config = transformers.LlavaOnevisionConfig(
+        vision_config={**_SMALL, "model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=_text(tokenizer, model_type="qwen2"),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=grid,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlavaOnevisionForConditionalGeneration(config).eval()
+    kind = transformers.LlavaOnevisionProcessor
+    processor: Any = kind.__new__(kind)
+    size = {"height": 56, "width": 56}
+    processor.image_processor = transformers.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=grid)
+    processor.tokenizer, processor.chat_template = tokenizer, tiny_mllm.TEMPLATE
+    processor.num_image_tokens, processor.vision_aspect_ratio = 16, "anyres_max_9"
+    processor.vision_feature_select_strategy = "full"
+    processor.image_token, processor.image_token_id = "<image>", image
+    processor.video_token, processor.video_token_id = "<video>", video
+    return model, processor
+
+
+def internvl() -> Made:
+    """InternVL, which cuts an image into tiles and adds the whole; without its video half."""
+    tokenizer: Any = tiny_mllm.make_tokenizer()
+    marks = {"start_image": "<img>", "end_image": "</img>", "context_image": "<IMG_CONTEXT>", "video": "<video>"}
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks.values())})
+    for name, mark in marks.items():
+        setattr(tokenizer, f"{name}_token", mark)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(mark))
+    config = transformers.InternVLConfig(
+        vision_config={**_SMALL, "image_size": [56, 56], "patch_size": [14, 14]},
+        text_config=_text(tokenizer, model_type="qwen2"),
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=4,
+    )
+    torch.manual_seed(0)
+    model = transformers.InternVLForConditionalGeneration(config).eval()
+    kind = transformers.InternVLProcessor
+    processor: Any = kind.__new__(kind)
+    processor.image_processor = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=4
+    )
+    processor.tokenizer, processor.image_seq_length = tokenizer, 4
+    processor.chat_template = tiny_mllm.TEMPLATE.replace("<image>", "<IMG_CONTEXT>")
+    for ours, theirs in (("start_image", "start_image"), ("end_image", "end_image"), ("image", "context_image")):
+        setattr(processor, f"{ours}_token", marks[theirs])
+        setattr(processor, f"{ours}_token_id", getattr(tokenizer, f"{theirs}_token_id"))
+    processor.video_token = "<video>"
+    processor.multimodal_pattern = re.compile("(?P<image><IMG_CONTEXT>)|(?P<video><video>)")
+    return model, processor
+
+
 FAMILIES = {
     "qwen2_5_vl": (lambda: qwen("2_5"), "pixels"),
     "qwen3_vl": (lambda: qwen("3"), "per-mille"),
     "idefics3": (idefics3, "per-mille"),
     "gemma3": (gemma3, "row-column"),
+    "internvl": (internvl, "per-mille"),
+    "llava_onevision": (llava_onevision, "per-mille"),
 }
 """Model type -> (model and processor, preset)."""

@@ -76,6 +76,12 @@ class SegAgent:
             raise ConfigError(f"beam is {beam} with {candidates} candidates; it must be 1, or more in a search")
         if tool_calls is not None and tool_calls < 1:
             raise ConfigError(f"tool_calls is {tool_calls}; it must be 1 or more, or None")
+        if tool_calls is not None and candidates == 1:
+            raise ConfigError(
+                f"tool_calls is {tool_calls} without a search; give more than one candidate, or max_clicks"
+            )
+        if time_budget is not None and not time_budget > 0:  # NaN compares false
+            raise ConfigError(f"time_budget is {time_budget}; it must be some seconds, or None")
         if not 0 < stop_iou <= 1:
             raise ConfigError(f"stop_iou is {stop_iou}; it must be above 0 and at most 1")
         self.policy, self.segmenter = policy, segmenter

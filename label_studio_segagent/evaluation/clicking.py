@@ -17,10 +17,12 @@ from ..hlmat.trajectory import Sample
 from ..policies.base import Decision, Observation, Policy
 from ..segmenters.base import ImageState, Segmenter
 
-__all__ = ["NOC_CLICKS", "Blind", "click_curve", "simulated_curve"]
+__all__ = ["JITTER", "NOC_CLICKS", "Blind", "click_curve", "simulated_curve"]
 
 NOC_CLICKS = 20
 """Clicks of the simulated annotator, as in the published protocol."""
+JITTER = 0.05
+"""How far jittered clicks are off (standard deviation), as a share of the object's extent: the root of its area."""
 _NOC_ENOUGH = 0.9
 _NOC_LEAST = 5
 """Clicks that are made even when the mask is good enough, for the mean IoU per click."""
@@ -43,13 +45,19 @@ class Blind(Policy):
         return [replace(decision, predicted_iou=None) for decision in self.policy.act(observations)]
 
 
-def simulated_curve(segmenter: Segmenter, state: ImageState, sample: Sample) -> list[float]:
+def simulated_curve(segmenter: Segmenter, state: ImageState, sample: Sample, jitter: float = 0.0) -> list[float]:
     """IoU after each click of the simulated annotator on a segmenter; empty where nothing can be clicked.
 
     It clicks until IoU 0.9, at least 5 times and at most 20: enough for NoC@90 and below.
+
+    Args:
+        segmenter: Answers.
+        state: Of the image.
+        sample: The object.
+        jitter: How far clicks are off, like `JITTER`; real annotators do not hit centres.
     """
     mask, prior = np.zeros_like(sample.mask), None
-    annotator = SimulatedAnnotator(stop_iou=1.0)
+    annotator = SimulatedAnnotator(stop_iou=1.0, jitter=jitter * float(np.sqrt(np.count_nonzero(sample.mask))))
     clicks: list[Click] = []
     ious: list[float] = []
     while len(clicks) < NOC_CLICKS and (len(clicks) < _NOC_LEAST or max(ious) < _NOC_ENOUGH):

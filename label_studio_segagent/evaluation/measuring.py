@@ -20,7 +20,7 @@ from ..hlmat.trajectory import Sample, Trajectory, decode_mask, encode_mask
 from ..training.evaluation import pair_masks
 from ..training.generation import some_masks
 from ..training.mask_corruption import corrupt_mask
-from .clicking import Blind, click_curve, simulated_curve
+from .clicking import JITTER, Blind, click_curve, simulated_curve
 from .rows import Row
 
 __all__ = ["Evaluator", "Outcome", "Protocol"]
@@ -161,8 +161,8 @@ class Evaluator:
             if blind is not None:
                 row = replace(row, blind=_curves(item, blind[key])[0])
             if self.protocol.noc:
-                state = self.agent.encode(item.sample.image)
-                row = replace(row, noc=simulated_curve(self.agent.segmenter, state, item.sample))
+                given = self.agent.segmenter, self.agent.encode(item.sample.image), item.sample
+                row = replace(row, noc=simulated_curve(*given), noc_jittered=simulated_curve(*given, JITTER))
             rows.append((row, _trajectory(item, found[key])))
         out.rows += rows
 

@@ -35,6 +35,7 @@ class Row:
         undone: Those that were taken back.
         seconds: Share of this object in the time that the objects on its picture took, without reading the files.
         stopped: Why the rollout ended; "not found" where the policy located fewer objects than there are.
+        noc_jittered: `noc` of clicks that are a little off, or None.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Row:
     undone: int
     seconds: float
     stopped: str
+    noc_jittered: list[float] | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""

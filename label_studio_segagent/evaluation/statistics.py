@@ -89,7 +89,7 @@ def summarise(rows: Sequence[Row], max_clicks: int) -> dict[str, Any]:
         `objects`, `images`; `metrics`: `miou`, `ciou`, `boundary_iou`, `clicks` (with those undone), `undone`;
         `seconds`; `per_click`: mIoU after each number of clicks, of the last mask (`last`), of the best-rated one
         (`rated`), of clicks without ratings (`blind`); `rating`: predicted against true IoU of results (`final`) and of
-        all masks that were rated (`all`); `noc` by threshold; `labels`; `stopped`.
+        all masks that were rated (`all`); `noc` and `noc_jittered` by threshold; `labels`; `stopped`.
     """
     boot = Bootstrap([row.image for row in rows])
     metrics = {
@@ -114,9 +114,10 @@ def summarise(rows: Sequence[Row], max_clicks: int) -> dict[str, Any]:
         "labels": _labels(rows),
         "stopped": dict(Counter(row.stopped for row in rows).most_common()),
     }
-    curves = [row.noc for row in rows if row.noc is not None]
-    if curves and len(curves) == len(rows):
-        found["noc"] = {f"{threshold * 100:.0f}": _noc(curves, boot, threshold) for threshold in NOC_THRESHOLDS}
+    for name, each in (("noc", [row.noc for row in rows]), ("noc_jittered", [row.noc_jittered for row in rows])):
+        curves = [curve for curve in each if curve is not None]
+        if curves and len(curves) == len(rows):
+            found[name] = {f"{threshold * 100:.0f}": _noc(curves, boot, threshold) for threshold in NOC_THRESHOLDS}
     return found
 
 

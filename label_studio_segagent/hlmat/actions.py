@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeGuard
 
 from typing_extensions import override
 
@@ -220,7 +219,8 @@ class LineGrammar(ActionGrammar):
 class JsonGrammar(ActionGrammar):
     """JSON objects: `{"current_iou": 74, "point_2d": [175, 483], "label": "positive"}` or `{…, "finish": true}`.
 
-    A fenced code block, text around the object, and a list with one object are accepted.
+    A fenced code block, text around the object, a list with one object, numbers as strings, a rating as a share, and
+    the object's name as the label of a point on it are accepted: general models write all of these.
     """
 
     @override
@@ -238,26 +238,36 @@ class JsonGrammar(ActionGrammar):
     @override
     def parse(self, text: str, size: tuple[int, int]) -> Answer:
         fields = _first_object(text)
-        rating = fields.get("current_iou")
-        iou = _percent(rating) if _is_number(rating) else None
+        rating = _number(fields.get("current_iou"))
+        iou = None if rating is None else _percent(rating * 100 if 0 < rating < 1 else rating)
         point = fields.get("point_2d")
-        if isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)):
-            label = str(fields.get("label", "positive")).lower()
-            if label not in ("positive", "negative"):
-                raise GrammarError(f"label {label[:40]!r} is neither 'positive' nor 'negative'")
-            return Answer(self.click(point[0], point[1], label == "positive", size), iou)
+        if isinstance(point, list) and len(point) == 2:
+            first, second = map(_number, point)
+            if first is not None and second is not None:
+                positive = "negative" not in str(fields.get("label", "")).lower()
+                return Answer(self.click(first, second, positive, size), iou)
         if fields.get("finish") is True:
             return Answer(Finish(), iou)
         raise GrammarError(f"no 'point_2d' of two numbers and no 'finish' in the answer {text[:200]!r}")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < _FAR  # a longer one need not fit a float
-    return isinstance(value, float) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """A finite number, also where it is written as a string, as a percentage, or None."""
+    if isinstance(value, str) and len(value) <= _DIGITS:
+        try:
+            value = float(value.strip().removesuffix("%"))
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, int) and abs(value) >= _FAR:  # a longer one need not fit a float
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 _BRACES_TRIED = 1000
+_DIGITS = 40
+"""Of a number in a string, at most."""
 
 
 def _first_object(text: str) -> dict[str, object]:

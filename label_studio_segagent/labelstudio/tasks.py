@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def iterate_tasks(client: LabelStudioClient, project: int, **query: Any) -> Iter
         page += 1
 
 
-def merge_data(client: LabelStudioClient, task: int, columns: Mapping[str, Any]) -> None:
+def merge_data(client: LabelStudioClient, project: int, task: int, columns: Mapping[str, Any]) -> None:
     """Set columns of a task's data and leave the others as they are, also when somebody changes them meanwhile.
 
     Label Studio replaces the whole data at once (LABEL_STUDIO.md, section 7), so it is read again after it was written;
@@ -40,19 +41,36 @@ def merge_data(client: LabelStudioClient, task: int, columns: Mapping[str, Any])
 
     Args:
         client: Of the server.
+        project: Project id.
         task: Task id.
         columns: Name to value; None deletes a column.
 
     Raises:
-        ApiError: Label Studio refused, or others kept overwriting the columns.
+        ApiError: Label Studio refused, the task is gone, or others kept overwriting the columns.
     """
     for _ in range(_TRIES):
-        data = dict(client.call("GET", f"/api/tasks/{task}/")["data"])
+        data = _data(client, project, task)
         wanted = {k: v for k, v in {**data, **columns}.items() if not (k in columns and v is None)}
         if wanted == data:
             return
         client.call("PATCH", f"/api/tasks/{task}/", {"data": wanted})
     raise ApiError(f"the data of task {task} is being changed by somebody else all the time; try again later")
+
+
+def _data(client: LabelStudioClient, project: int, task: int) -> dict[str, Any]:
+    """The data of a task as it is stored.
+
+    Asked for by its own address, a task without predictions would get some first, perhaps from ourselves, and the URLs
+    of its cloud storage would be replaced by others.
+    """
+    answer = client.call(
+        "GET", "/api/tasks", project=project, page=1, page_size=1, resolve_uri="false", review="true",
+        query=json.dumps({"selectedItems": {"all": False, "included": [task]}}),
+    )  # fmt: skip
+    found = [one for one in answer["tasks"] if one["id"] == task]
+    if not found:
+        raise ApiError(f"project {project} has no task {task} any more")
+    return dict(found[0]["data"])
 
 
 def put_prediction(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..errors import ConfigError
 from .hf import SMALLER, HfPolicy
 from .settings import load_model_settings
 
-__all__ = ["load_hf"]
+__all__ = ["load_hf", "read_adapter", "split_name"]
 
 _EXTRA = "install the extra: pip install 'label-studio-segagent[mllm]' (torchvision must match torch)"
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -34,10 +35,8 @@ def load_hf(argument: str = "") -> HfPolicy:
         ConfigError: There is no such model, it is not one that answers about images, something to run it is missing, or
             it does not fit into memory.
     """
-    if not argument:
-        raise ConfigError('"hf:" needs a model: "hf:Qwen/Qwen3-VL-4B-Instruct", or a folder')
+    name, adapter = split_name(argument)
     settings = load_model_settings()
-    name, _, adapter = (argument, "", "") if Path(argument).is_dir() else argument.partition("+")
     trust = settings.trust_remote_code
     folders = [_folder(part, trust) for part in (name, adapter) if part]
     folder = folders[0]
@@ -63,12 +62,12 @@ def load_hf(argument: str = "") -> HfPolicy:
         if report["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
         if adapter:
-            model = _adapted(model, folders[1])
+            model = read_adapter(model, folders[1]).merge_and_unload()
     except ImportError as error:
         raise ConfigError(f"{name} needs a package that is not there ({_line(error)}): {_EXTRA}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ConfigError(f"{name} does not fit into the memory of {device}: {SMALLER}") from error
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         code = " (SEGAGENT_TRUST_REMOTE_CODE)" if "trust_remote_code" in str(error) else ""
         raise ConfigError(
             f"{argument} cannot be loaded as a model that answers about images: {_line(error)}{code}"
@@ -104,13 +103,39 @@ def _precision(device: str) -> torch.dtype:
     return torch.float16 if device == "mps" else torch.float32  # halves are many times slower on CPUs
 
 
-def _adapted(model: Any, folder: Path) -> Any:
-    """A model with a LoRA adapter merged into its weights."""
+def split_name(argument: str) -> tuple[str, str]:
+    """Model and adapter of `<model>` or `<model>+<adapter>`; the adapter is empty where there is none.
+
+    Raises:
+        ConfigError: One of them is not given.
+    """
+    name, plus, adapter = (argument, "", "") if Path(argument).is_dir() else argument.partition("+")
+    if not name or (plus and not adapter):
+        raise ConfigError(
+            f'"hf:{argument}" needs a model: "hf:Qwen/Qwen3-VL-4B-Instruct", or a folder; with "+<adapter>" behind it '
+            "where there is an adapter"
+        )
+    return name, adapter
+
+
+def read_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
+    """A model with the LoRA adapter of a folder around it.
+
+    Raises:
+        ConfigError: There is no adapter, or it was trained for another model.
+        ImportError: There is no peft.
+    """
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{folder} is no LoRA adapter: it has no adapter_model.safetensors (pickles are not loaded)")
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            # Otherwise peft leaves what has no weights in the file as it was made: without effect, or at random.
+            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (UserWarning, ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder} is no LoRA adapter of this model: {_line(error)}") from error
 
 
 def _check_memory(name: str, folder: Path, device: str, dtype: torch.dtype) -> None:
@@ -121,7 +146,7 @@ def _check_memory(name: str, folder: Path, device: str, dtype: torch.dtype) -> N
     """
     needed = 0
     try:
-        for file in folder.glob("*.safetensors"):
+        for file in set(folder.glob("*.safetensors")) - set(folder.glob("consolidated*")):  # the same weights once more
             with safe_open(file, "pt") as weights:
                 slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
                 full = any(piece.get_dtype() in _PACKED for piece in slices)
@@ -145,7 +170,19 @@ def _free_memory(device: str) -> int | None:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    here = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(here + list(filter(None, map(_group_limit, _GROUP_LIMITS))), default=None)
+
+
+_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container says how much memory it may use, in both versions of Linux's control groups."""
+
+
+def _group_limit(file: str) -> int | None:
+    try:
+        return int(Path(file).read_text("ascii"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
 
 
 def _address(folder: Path) -> str:

@@ -97,6 +97,11 @@ SYNONYMS: Mapping[str, str] = {
 }
 """Other words for the labels seen in training -> those labels."""
 
+_JOINTS = frozenset(
+    "of on in at with without by from near behind beside under over above below between next holding wearing riding "
+    "carrying that which who".split()
+)
+"""Words after which a phrase only says which one is meant."""
 _LEAST_SIMILAR = 0.72
 """Share of common n-grams (Dice) from which two words are taken for the same."""
 
@@ -108,9 +113,12 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", plain))
 
 
+_IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox"}
+
+
 def _singulars(word: str) -> list[str]:
     """The word and what it may be the plural of, likeliest first."""
-    forms = [word]
+    forms = [word, *(word[: -len(many)] + one for many, one in _IRREGULAR.items() if word.endswith(many))]
     if len(word) > 3 and word.endswith("ies"):
         forms.append(word[:-3] + "y")
     if len(word) > 4 and word.endswith("ves"):
@@ -145,18 +153,28 @@ class LabelBook:
         words = normalise(text).split()
         if not words:
             return SALIENT
+        whole = " ".join(words)
+        # "cup of coffee", "man on a horse": it is what comes before the preposition, unless that says nothing
+        # ("pair of skis").
+        head = words[: next((i for i, word in enumerate(words) if i and word in _JOINTS), len(words))]
+        names = (self._of_phrase(phrase) for phrase in (head, words))
+        return whole if whole in self._known else next(filter(None, names), None) or self._alike(whole)
+
+    def _of_phrase(self, words: Sequence[str]) -> str | None:
         # The last words of an English noun phrase say what it is: "red sports car", "coffee cup".
         for length in range(min(3, len(words)), 0, -1):
             tail = " ".join(words[-length:])
             for form in _singulars(tail):
                 if (name := self._exact(form)) is not None:
                     return name
-        # "cup of coffee", "man on a horse": what comes first.
+        # "man running": what comes first. A "car door" is no car.
         for length in range(min(3, len(words) - 1), 0, -1):
+            if not words[length].endswith(("ing", "ed")):
+                continue
             for form in _singulars(" ".join(words[:length])):
                 if (name := self._exact(form)) is not None:
                     return name
-        return self._alike(" ".join(words))
+        return None
 
     def _exact(self, text: str) -> str | None:
         if text in self._known:

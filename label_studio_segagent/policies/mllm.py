@@ -160,7 +160,7 @@ class MllmPolicy(Policy):
         return self._fill(self.preset.locate, size, prompt, found=found)
 
     def _act_question(self, seen: Observation) -> Question:
-        height, width = size = _size(seen.image)
+        height, width = size = _size(check_image(seen.image))
         # Tinted before it is resized: a mask of a few pixels on a large image still shows.
         images = [self._shown(overlay(seen.image, seen.mask))]
         parts = [self.preset.act]

@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,7 @@ class FindingStore:
     def add(self, finding: Finding) -> None:
         """Append one; a line that a crash has cut short is ended first."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        broken = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if broken else "") + json.dumps(asdict(finding), ensure_ascii=False) + "\n")
+        _append(self._path, asdict(finding))
 
     def replace(self, findings: Iterable[Finding]) -> None:
         """Write these and no others."""
@@ -145,13 +144,21 @@ class WrittenLog:
 
     def add(self, task: int, digest: str) -> None:
         """Note that a task has been written."""
-        broken = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if broken else "") + json.dumps([task, digest]) + "\n")
+        _append(self._path, [task, digest])
 
     def clear(self) -> None:
         """Forget everything."""
         self._path.unlink(missing_ok=True)
+
+
+def _append(path: Path, content: Any) -> None:
+    """Add a line of JSON to a file; a line that a crash has cut short is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
 
 
 def group_records(records: Iterable[Record]) -> Iterator[Annotated]:
@@ -173,6 +180,7 @@ def inspect_all(
     calibration: Calibration,
     failed: Callable[[Any, str], None],
     progress: Callable[[Finding, bool], None] = lambda finding, fresh: None,
+    tasks: Collection[int] | None = None,
 ) -> list[Finding]:
     """Inspect annotations; those that have not changed since they were are not inspected again.
 
@@ -184,8 +192,10 @@ def inspect_all(
         calibration: Of the scores.
         failed: Told (task, reason) of each that cannot be inspected; the others go on.
         progress: Told each finding, and whether it is new.
+        tasks: Those that `annotated` is all of, when it is not the whole project: the others' findings are kept.
     """
     known, found = store.read(), []
+    others = [] if tasks is None else [finding for finding in known.values() if finding.task not in tasks]
     for one in annotated:
         key = _key(one, agent, thresholds, calibration)
         before = known.get((one.meta["annotation"], str(one.image)))
@@ -204,7 +214,7 @@ def inspect_all(
         found.append(finding)
         progress(finding, fresh)
     if found or known:
-        store.replace(found)
+        store.replace([*others, *found])
     return found
 
 

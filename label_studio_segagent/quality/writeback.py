@@ -54,7 +54,7 @@ def write_findings(
     """
     score = min(finding.score for finding in findings)
     names = dict.fromkeys(issue["name"] for finding in findings for issue in finding.issues)
-    merge_data(client, task, {SCORE: round(score, 3), ISSUES: ", ".join(names)})
+    merge_data(client, project, task, {SCORE: round(score, 3), ISSUES: ", ".join(names)})
     mine = [p for p in client.call("GET", "/api/predictions/", task=task) if _ours(p)]
     result = [_box(finding, issue) for finding in findings for issue in finding.issues] if boxes else []
     name = qc_version(version)
@@ -114,7 +114,7 @@ def clear(client: LabelStudioClient, project: int) -> int:
         marked = SCORE in task["data"] or ISSUES in task["data"]
         mine = [p["id"] for p in task.get("predictions") or [] if _ours(p)]
         if marked:
-            merge_data(client, task["id"], {SCORE: None, ISSUES: None})
+            merge_data(client, project, task["id"], {SCORE: None, ISSUES: None})
         for prediction in mine:
             client.call("DELETE", f"/api/predictions/{prediction}/")
         count += bool(marked or mine)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask, check_image
 from ..weights import read_weights
@@ -280,10 +280,13 @@ def load_net(path: Path) -> tuple[SegmenterNet, str]:
         ConfigError: There is no such file, or it holds something else.
     """
     metadata, state = read_weights(path, "segmenter")
-    sizes = json.loads(metadata["config"])
-    net = SegmenterNet(NetConfig(**{**sizes, "channels": tuple(sizes["channels"])}))
-    net.fold()
-    net.load_state_dict(state)
+    try:
+        sizes = json.loads(metadata["config"])
+        net = SegmenterNet(NetConfig(**{**sizes, "channels": tuple(sizes["channels"])}))
+        net.fold()
+        net.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path} was written by another version of this package: {str(error)[:300]}") from error
     net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net, metadata.get("eyes", "")
 
@@ -317,8 +320,9 @@ def _probability(prior: npt.NDArray[Any], size: tuple[int, int]) -> Float:
     Raises:
         InputError: It is neither.
     """
-    if prior.ndim != 2:
-        raise InputError(f"a prior must be a 2-D array of logits or a bool mask (H, W); got shape {prior.shape}")
+    if prior.ndim != 2 or not prior.size or prior.dtype.kind not in "bf":
+        got = f"{prior.dtype} {prior.shape}"
+        raise InputError(f"a prior must be a 2-D array of float logits or a bool mask (H, W); got {got}")
     if prior.dtype == np.bool_:
         if prior.shape != size:
             raise InputError(f"a prior mask must have the image's size {size}; got {prior.shape}")

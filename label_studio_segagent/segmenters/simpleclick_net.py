@@ -34,6 +34,7 @@ class SimpleClickNet(nn.Module):
     Raises:
         KeyError: A tensor is missing.
         RuntimeError: Shapes do not fit together.
+        ValueError: Nor do the heads.
     """
 
     def __init__(self, state: Mapping[str, Tensor], heads: int | None = None) -> None:
@@ -41,6 +42,8 @@ class SimpleClickNet(nn.Module):
         width, _, patch, _ = state["backbone.patch_embed.proj.weight"].shape
         self.patch_embed_coords = _PatchEmbed(3, width, patch)
         self.heads = heads or _HEADS.get(width, max(1, width // 64))
+        if self.heads < 1 or width % self.heads:
+            raise ValueError(f"{self.heads} attention heads do not share {width} channels evenly")
         self.backbone = _Backbone(state, width, patch, self.heads)
         self.neck = _Pyramid(state)
         self.head = _Head(state)

@@ -112,7 +112,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     # Where /predict wants a password, an open /webhook is no way to have images fetched and encoded.
     trusted = bool(settings.webhook_secret.get_secret_value()) or not settings.basic_auth_user
     prewarmer = Prewarmer(predictor, lambda: gate.idle, settings.prewarm_tasks if trusted else 0)
-    app.register_blueprint(status_pages(models, queue, inbox, bool(settings.basic_auth_user)))
+    app.register_blueprint(status_pages(settings, models, queue, inbox))
     add_auth(app, settings)
     _add_timing(app, metrics)
     _add_errors(app)

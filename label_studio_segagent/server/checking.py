@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..agent.agent import SegAgent
-from ..datasets.record import read_image
-from ..errors import ConfigError, InputError, SegAgentError
-from ..hlmat.metrics import iou
+from ..errors import InputError, SegAgentError
 from ..hlmat.trajectory import decode_mask
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
-from ..quality.calibration import Calibration, fit_calibration, shipped
+from ..quality.calibration import Calibration
 from ..quality.consensus import annotator_scores, consensus
-from ..quality.evidence import gather
 from ..quality.export import FORMATS, export, judge, write_consensus
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
 from ..quality.writeback import add_control, clear, has_control, put_queue, qc_version, write_findings
-from ..training.mask_corruption import corrupt_mask
+from .inbox import SUBMITTED, Inbox
 from .jobs import Job
 from .models import Models, build_loader, build_predictor, need_client, project_folder, version_store
 from .settings import Settings
 
 __all__ = [
+    "REPORT",
     "Checked",
-    "calibrate_project",
     "check_job",
     "check_project",
     "clear_project",
     "compare_annotators",
     "export_project",
+    "opened_project",
+    "read_annotated",
 ]
 
 log = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
-_ENOUGH = 30
-"""Trusted masks that a project needs for a calibration of its own."""
-_MOST = 60
-_COPIES = 4
-_TRUSTED = 0.7
-"""Expected IoU from which a mask is trusted where no ground truth says which ones are."""
+REPORT = "quality.html"
+"""In a project's folder: the report of its newest check by a job."""
+_KEPT_FROM = 0.8
+"""Smallest score of a region that is good enough, where nobody says another."""
 
 
 @dataclass(slots=True)
@@ -75,15 +71,21 @@ class Checked:
 
 
 @contextmanager
-def _opened(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClient, ImageLoader, SegAgent]]:
+def opened_project(settings: Settings, project: int) -> Iterator[tuple[LabelStudioClient, ImageLoader, SegAgent]]:
+    """What it takes to look at a project: the API, its images, and the agent that serves it.
+
+    Raises:
+        ConfigError: There is no Label Studio to ask, or a model cannot be loaded.
+    """
     client = need_client(settings)
     with closing(client), closing(build_loader(settings, client)) as loader, closing(build_predictor(settings)) as base:
         yield client, loader, Models(settings, base, version_store(settings)).predictor(project).agent
 
 
 def check_project(
-    settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False
-) -> Checked:
+    settings: Settings, project: int, progress: Progress, *, control: bool = False, score_column: bool = False,
+    report: bool = False, tasks: Collection[int] | None = None,
+) -> Checked:  # fmt: skip
     """Inspect every annotation of a project that has changed since it was inspected, and write down what was found.
 
     Args:
@@ -92,6 +94,8 @@ def check_project(
         progress: Told the share done, and what is being done.
         control: Add the control for issue boxes to the labelling config, if it has none.
         score_column: Let Label Studio's score column show the scores. Changes which predictions it pre-labels with.
+        report: Write the report, `REPORT`, into the project's folder.
+        tasks: Ids of the tasks to read; the others' findings stay as they are. All by default.
 
     Raises:
         ApiError: Label Studio does not answer.
@@ -99,12 +103,13 @@ def check_project(
     """
     folder = project_folder(settings, project)
     done = Checked(calibration=Calibration.load(folder / "calibration.json"))
-    with _opened(settings, project) as (client, loader, agent):
+    with opened_project(settings, project) as (client, loader, agent):
         if control:
             add_control(client, project)
-        done.boxes = has_control(str(client.call("GET", f"/api/projects/{project}/")["label_config"]))
+        fields = client.call("GET", f"/api/projects/{project}/")
+        done.boxes = has_control(str(fields["label_config"]))
         progress(0.0, "reading annotations")
-        annotated = _read(client, loader, project, folder, lambda t, r: done.failures.append((t, r)))
+        annotated = read_annotated(client, loader, project, folder, lambda t, r: done.failures.append((t, r)), tasks)
         count = 0
 
         def note(finding: Finding, fresh: bool) -> None:
@@ -115,7 +120,7 @@ def check_project(
 
         done.findings = inspect_all(
             agent, annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
-            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note,
+            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note, tasks=tasks,
         )  # fmt: skip
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
@@ -135,15 +140,44 @@ def check_project(
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
+    if report:
+        verdicts = judge(annotated, done.findings, _KEPT_FROM)
+        write_report(verdicts, folder / REPORT, str(fields.get("title")), _KEPT_FROM)
     return done
 
 
 def check_job(settings: Settings, job: Job, report: Progress) -> Mapping[str, Any]:
-    """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short."""
-    done = check_project(settings, job.project, report)
+    """The job behind SEGAGENT_QC_ON_SUBMIT and the status page: `check_project`, and its result in short.
+
+    A job that is about events reads the tasks that they name, so that its time does not grow with the project.
+    """
+    tasks = None if job.after is None else _submitted(settings, job, job.after)
+    done = check_project(settings, job.project, report, report=tasks is None, tasks=tasks)
     flagged = len({finding.task for finding in done.findings if finding.issues})
-    return {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
-            "failures": len(done.failures)}  # fmt: skip
+    summary = {"annotations": len(done.findings), "inspected": done.fresh, "flagged_tasks": flagged,
+               "failures": len(done.failures)}  # fmt: skip
+    return {**summary, "report": REPORT} if tasks is None else summary
+
+
+def _submitted(settings: Settings, job: Job, after: int) -> set[int]:
+    """The tasks that the events of a job are about."""
+    with closing(Inbox(settings.data_dir / "inbox.sqlite3")) as inbox:
+        bodies = list(map(_named, inbox.bodies(job.project, SUBMITTED, after, job.upto)))
+    return set().union(*bodies)
+
+
+def _named(body: bytes) -> set[int]:
+    """Ids of the tasks that an event is about: of one annotation, or of a list of them."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        return set()
+    fields = event if isinstance(event, dict) else {}
+    found = []
+    for name, key in (("annotation", "task"), ("task", "id")):
+        items = fields.get(name)
+        found += [item.get(key) for item in (items if isinstance(items, list) else [items]) if isinstance(item, dict)]
+    return {n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**63}
 
 
 def export_project(
@@ -170,8 +204,8 @@ def export_project(
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
     done = check_project(settings, project, lambda share, step: progress(0.9 * share, step))
-    with _opened(settings, project) as (client, loader, _):
-        annotated = _read(client, loader, project, project_folder(settings, project), lambda t, r: None)
+    with opened_project(settings, project) as (client, loader, _):
+        annotated = read_annotated(client, loader, project, project_folder(settings, project), lambda t, r: None)
         verdicts = judge(annotated, done.findings, least)
         tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
         title = str(client.call("GET", f"/api/projects/{project}/").get("title"))
@@ -201,7 +235,7 @@ def compare_annotators(
     client = need_client(settings)
     folder = project_folder(settings, project)
     with closing(client), closing(build_loader(settings, client)) as loader:
-        annotated = _read(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
+        annotated = read_annotated(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
     pictures: dict[tuple[int, str], dict[Any, list[tuple[str, Any]]]] = {}
     truths: dict[tuple[int, str], list[tuple[str, Any]]] = {}
     for one in annotated:
@@ -236,67 +270,15 @@ def clear_project(settings: Settings, project: int) -> int:
     return count
 
 
-def calibrate_project(settings: Settings, project: int, progress: Progress) -> tuple[Calibration, np.ndarray[Any, Any]]:
-    """Make scores mean the expected IoU on this project's images: from corrupted copies of masks that are trusted.
-
-    Trusted are those of ground-truth annotations; without any, those that score well.
-
-    Returns:
-        The calibration, kept for the next check, and (n, 2): shipped expectation and true IoU of each mask.
+def read_annotated(
+    client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None],
+    tasks: Collection[int] | None = None,
+) -> list[Annotated]:  # fmt: skip
+    """What annotators drew in a project (in some tasks of it), by annotation and picture.
 
     Raises:
         ApiError: Label Studio does not answer.
-        ConfigError: There is no Label Studio to ask, or there are too few masks to trust.
+        ConfigError: The labelling config cannot be used.
     """
-    folder = project_folder(settings, project)
-    with _opened(settings, project) as (client, loader, agent):
-        progress(0.0, "reading annotations")
-        annotated = _read(client, loader, project, folder, lambda t, r: None)
-        trusted = _trusted(annotated, FindingStore(folder / "quality.jsonl"))
-        rng, rows = np.random.default_rng(0), []
-        for number, one in enumerate(trusted):
-            image = read_image(one.image)
-            masks = [decode_mask(record.mask) for record in one.records]
-            items, true = [], []
-            for record, mask in zip(one.records, masks, strict=True):
-                others = [other for other in masks if other is not mask][:4]
-                for copy in [mask, *(corrupt_mask(mask, others, rng) for _ in range(_COPIES))]:
-                    if copy.any():
-                        items.append((record.prompt, copy))
-                        true.append(iou(copy, mask))
-            expected = shipped()([judged.evidence for judged in gather(agent, image, items)])
-            rows += list(zip(expected, true, strict=True))
-            progress((number + 1) / len(trusted), f"judging corrupted copies of {len(trusted)} trusted annotations")
-    cloud = np.array(rows)
-    calibration = fit_calibration(cloud[:, 0], cloud[:, 1])
-    calibration.save(folder / "calibration.json")
-    return calibration, cloud
-
-
-def _read(
-    client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None]
-) -> list[Annotated]:
-    records = read_project(client, loader, project, folder / "images", absent=True, failed=failed)
+    records = read_project(client, loader, project, folder / "images", tasks=tasks, absent=True, failed=failed)
     return list(group_records(records))
-
-
-def _trusted(annotated: list[Annotated], store: FindingStore) -> list[Annotated]:
-    """Annotations with masks to trust, at most so many masks in all."""
-    good = [one for one in annotated if one.meta.get("ground_truth") and one.records]
-    if not good:
-        scores = {key: finding.score for key, finding in store.read().items()}
-        good = [
-            one for one in annotated
-            if one.records and scores.get((one.meta["annotation"], str(one.image)), 0.0) >= _TRUSTED
-        ]  # fmt: skip
-    chosen, count = [], 0
-    for one in good:
-        if count < _MOST:
-            chosen.append(one)
-            count += len(one.records)
-    if count < _ENOUGH:
-        raise ConfigError(
-            f"there are {count} masks to trust and {_ENOUGH} are needed: mark good annotations as ground truth, or run "
-            "`segagent qc run` first, so that those that score well can be trusted"
-        )
-    return chosen

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import SegAgentError
 from ..training.trainer import trainable
-from .inbox import Event, Inbox
+from .inbox import SUBMITTED, Event, Inbox
 from .jobs import Job, JobQueue
 from .settings import Settings
 from .worker import WorkerKeeper
@@ -28,7 +28,7 @@ _AGAIN = 60.0
 """Seconds until a job that failed in passing is tried again; doubled each time, up to an hour."""
 _QC_QUIET = 5.0
 """Seconds without a new annotation after which those that came are checked."""
-_NEWS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
+_NEWS = (*SUBMITTED, "ANNOTATIONS_DELETED", "TASKS_DELETED")
 _BUTTON = "START_TRAINING"
 
 
@@ -110,15 +110,17 @@ class Dispatcher:
         return started
 
     def _check(self, jobs: list[Job], now: float | None) -> list[Job]:
-        """Enqueue quality control where annotations are newer than the last one; `jobs` are those so far."""
+        """Enqueue quality control of what was submitted after the last one; `jobs` are those so far."""
         now = time.time() if now is None else now
         started = []
-        for project, (newest, received) in self._inbox.latest(_NEWS[:3]).items():
+        for project, (newest, received) in self._inbox.latest(SUBMITTED).items():
             mine = [job for job in jobs if job.project == project]
             if any(job.open for job in mine) or max((job.upto for job in mine), default=0) >= newest:
                 continue
             if now - received >= _QC_QUIET:
-                started.append(self._queue.enqueue("qc", project, "annotations were submitted", upto=newest))
+                after = max((job.upto for job in mine if job.state == "done"), default=0)
+                why = "annotations were submitted"
+                started.append(self._queue.enqueue("qc", project, why, upto=newest, after=after))
         return started
 
     def _project(self, project: int, events: list[Event], jobs: list[Job], now: float | None) -> Job | None:

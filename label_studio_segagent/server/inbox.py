@@ -15,7 +15,10 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-__all__ = ["Event", "Inbox"]
+__all__ = ["SUBMITTED", "Event", "Inbox"]
+
+SUBMITTED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
+"""Actions that bring an annotation, new or changed."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -28,6 +31,7 @@ CREATE TABLE IF NOT EXISTS events (
     annotations INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS pending ON events (id) WHERE done IS NULL;
+CREATE INDEX IF NOT EXISTS by_project ON events (project, action, id, received);
 """
 
 
@@ -140,6 +144,25 @@ class Inbox:
                 tuple(actions),
             ).fetchall()
         return {project: (number, received) for project, number, received in rows}
+
+    def bodies(self, project: int, actions: Sequence[str], after: int, upto: int) -> Iterator[bytes]:
+        """Bodies of the events of a project, of some actions, with ids above `after` up to `upto`; oldest first."""
+        marks = ",".join("?" * len(actions))
+        query = f"SELECT MIN(id) FROM events WHERE project = ? AND action IN ({marks}) AND id > ? AND id <= ?"
+        while True:  # one at a time: with their masks they are large
+            with self._connection() as db:
+                (number,) = db.execute(query, (project, *actions, after, upto)).fetchone()
+                if number is None:
+                    return
+                (body,) = db.execute("SELECT body FROM events WHERE id = ?", (number,)).fetchone()
+            yield body
+            after = number
+
+    def projects(self) -> list[int]:
+        """All projects that events were about."""
+        with self._connection() as db:
+            rows = db.execute("SELECT DISTINCT project FROM events WHERE project IS NOT NULL ORDER BY project")
+            return [number for (number,) in rows.fetchall()]
 
     def mark_done(self, event_id: int) -> None:
         """Note that an event has been worked on; it stays in the file."""

@@ -49,6 +49,7 @@ class Job:
         why: What started it, in words.
         state: "queued", "running", "done" or "failed".
         upto: The newest event of the inbox that it takes into account.
+        after: The newest event before those that it is about; None when it is about the whole project.
         created: Unix time in seconds, like `started`, `beat` (last sign of life) and `finished`.
         started: 0 before it.
         beat: 0 before it.
@@ -68,6 +69,7 @@ class Job:
     why: str
     state: str = "queued"
     upto: int = 0
+    after: int | None = None
     created: float = 0.0
     started: float = 0.0
     beat: float = 0.0
@@ -124,9 +126,10 @@ class JobQueue:
         self._functions: Mapping[str, JobFunction] = {}
         self._task = self.huey.task(name="segagent-job")(self._work)
 
-    def enqueue(self, kind: str, project: int, why: str, upto: int = 0) -> Job:
+    def enqueue(self, kind: str, project: int, why: str, upto: int = 0, after: int | None = None) -> Job:
         """Put a job at the end of the queue."""
-        job = Job(uuid.uuid4().hex[:12], kind, project, why, upto=upto, created=time.time(), beat=time.time())
+        now = time.time()
+        job = Job(uuid.uuid4().hex[:12], kind, project, why, upto=upto, after=after, created=now, beat=now)
         self._put(job)
         self._task(job.id)
         self._forget_old()

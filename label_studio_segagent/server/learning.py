@@ -31,6 +31,7 @@ from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
 from .jobs import Job
 from .models import build_agent, build_loader, load_version, need_client, project_folder, version_store
+from .predictor import served_as
 from .settings import Settings
 
 __all__ = ["learn", "split"]
@@ -68,7 +69,8 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
         held, taught = split(labelled_images(read_project(client, loader, job.project, folder, absent=True)))
         result = _Training(settings, store, job.project, report).run(work, held, taught)
         if result["promoted"]:
-            _tell(client, job.project, result["before"], result["version"])
+            before, after = (served_as(str(result[key]), settings.refine_masks) for key in ("before", "version"))
+            _tell(client, job.project, before, after)
         return result
 
 

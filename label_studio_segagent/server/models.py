@@ -16,7 +16,7 @@ from ..policies import load_policy
 from ..segmenters import EmbeddingCache, load_segmenter
 from ..segmenters.base import Segmenter
 from ..training.versions import Version, VersionStore
-from .predictor import Predictor
+from .predictor import Predictor, served_as
 from .settings import Settings
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 _LOADED = 8
 """Projects whose own models are kept in memory."""
+_SEEN = 1000
+"""Projects that are remembered because somebody asked about them."""
 
 
 def build_agent(
@@ -113,6 +115,7 @@ def build_predictor(settings: Settings) -> Predictor:
         batch_size=settings.batch_size,
         seconds=settings.predict_seconds,
         max_instances=settings.max_instances,
+        refine_masks=settings.refine_masks,
     )
 
 
@@ -153,10 +156,14 @@ class Models:
         settings: Of the server.
         base: With the models that the settings name, for projects without a version of their own.
         store: Of the trained versions.
+
+    Attributes:
+        seen: Projects that predictors were asked for since the start.
     """
 
     def __init__(self, settings: Settings, base: Predictor, store: VersionStore) -> None:
         self.base, self.store, self._settings = base, store, settings
+        self.seen: set[int] = set()
         self._loaded: OrderedDict[int, _Loaded] = OrderedDict()
         self._loading: set[int] = set()
         self._lock = threading.Lock()
@@ -167,6 +174,8 @@ class Models:
         The first call for a project loads its version; when another one is promoted later on, it is loaded in the
         background while the old one still answers.
         """
+        if project is not None and len(self.seen) < _SEEN:
+            self.seen.add(project)
         stamp = 0 if project is None else self.store.stamp(project)
         if project is None or stamp == 0:
             return self.base
@@ -183,7 +192,8 @@ class Models:
     def versions(self, project: int | None = None) -> list[str]:
         """The model versions of a project (of all without one), newest first, that of the settings' models last."""
         projects = self.store.projects() if project is None else [project]
-        names = [v.name for p in projects for v in reversed(self.store.versions(p))]
+        made = [v.name for p in projects for v in reversed(self.store.versions(p))]
+        names = [served_as(name, self._settings.refine_masks) for name in made]
         return [*dict.fromkeys([*names, self.base.model_version])]
 
     def _switch(self, project: int) -> None:

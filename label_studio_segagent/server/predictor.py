@@ -21,10 +21,11 @@ from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, ImageTag, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
-from ..labelstudio.standing import standing_region
+from ..labelstudio.standing import boxed_region, standing_region
 from ..segmenters.cache import EmbeddingCache
+from .refiner import TaskRefiner, carried, take_over
 
-__all__ = ["BatchResult", "Item", "Predictor"]
+__all__ = ["BatchResult", "Item", "Predictor", "served_as"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class Item:
     item_index: int | None
 
 
+def served_as(version: str, refine_masks: bool) -> str:
+    """The model version of an agent's predictions: another one where they are made in another way."""
+    return f"{version}-refining" if refine_masks else version
+
+
 class Predictor:
     """Turns tasks into predictions with an agent.
 
@@ -76,6 +82,7 @@ class Predictor:
         batch_size: Tasks whose rollouts run in lockstep.
         seconds: Time a batch may take; checked between lockstep groups.
         max_instances: Objects of one label in one image.
+        refine_masks: Refine the masks that tasks of a batch already carry, instead of starting from nothing.
     """
 
     def __init__(
@@ -86,14 +93,16 @@ class Predictor:
         batch_size: int = 16,
         seconds: float = 80.0,
         max_instances: int = 50,
+        refine_masks: bool = False,
     ) -> None:
         self.agent, self.images = agent, images
         self._batch_size, self._seconds, self._max_instances = batch_size, seconds, max_instances
+        self._refine_masks = refine_masks
 
     @property
     def model_version(self) -> str:
         """The version in /setup and in every prediction; they must be equal, or Label Studio duplicates predictions."""
-        return self.agent.version
+        return served_as(self.agent.version, self._refine_masks)
 
     def with_agent(self, agent: SegAgent) -> Predictor:
         """The same with another agent; images are shared."""
@@ -124,6 +133,8 @@ class Predictor:
     def predict(self, tasks: Sequence[Any], label_config: str, started: float | None = None) -> BatchResult:
         """Pre-annotate tasks: every instance of every label. A task that fails gets {} and the others go on.
 
+        With `refine_masks`, a task that carries masks gets these, refined where the agent expects a gain.
+
         Args:
             tasks: As Label Studio sends them.
             label_config: The labelling config.
@@ -135,9 +146,13 @@ class Predictor:
         config = LabelConfig.parse(label_config)
         out = BatchResult([{} for _ in tasks])
         deadline = (time.monotonic() if started is None else started) + self._seconds
-        groups = [range(i, min(i + self._batch_size, len(tasks))) for i in range(0, len(tasks), self._batch_size)]
-        for group in groups:
-            self._predict_group(config, tasks, group, out, deadline)
+        given = {i for i, task in enumerate(tasks) if self._refine_masks and carried(task)}
+        rest = [i for i in range(len(tasks)) if i not in given]
+        for start in range(0, len(rest), self._batch_size):
+            self._predict_group(config, tasks, rest[start : start + self._batch_size], out, deadline)
+        refiner = TaskRefiner(self.agent, self.images, config)
+        for i in sorted(given):
+            self._refine(refiner, tasks, i, out, deadline)
         if out.unfinished:
             log.warning(
                 "%d of %d tasks had no time left (SEGAGENT_PREDICT_SECONDS=%g); retrieve predictions again for them",
@@ -145,8 +160,24 @@ class Predictor:
             )  # fmt: skip
         return out
 
+    def _refine(
+        self, refiner: TaskRefiner, tasks: Sequence[Any], index: int, out: BatchResult, deadline: float
+    ) -> None:
+        task = tasks[index]
+        if time.monotonic() >= deadline:
+            out.unfinished.append(_task_id(task))
+            return
+        try:
+            done = refiner.refine(task, deadline)
+        except Exception as error:
+            self._failed(out, task, error)
+            return
+        for reason in done.failures:
+            log.warning("task %s: %s", _task_id(task), reason)
+        out.results[index] = self._prediction(done.results, done.ratings)
+
     def _predict_group(
-        self, config: LabelConfig, tasks: Sequence[Any], group: range, out: BatchResult, deadline: float
+        self, config: LabelConfig, tasks: Sequence[Any], group: Sequence[int], out: BatchResult, deadline: float
     ) -> None:
         if time.monotonic() >= deadline:
             out.unfinished += [_task_id(tasks[i]) for i in group]
@@ -177,7 +208,7 @@ class Predictor:
                 return
             log.warning("a group of %d tasks failed (%r); trying them one by one", len(ready), error)
             for i in ready:
-                self._predict_group(config, tasks, range(i, i + 1), out, deadline)
+                self._predict_group(config, tasks, [i], out, deadline)
 
     def items(self, config: LabelConfig, task: Any, index: int) -> list[Item]:
         """All (picture, label) pairs of a task, with the pictures loaded.
@@ -246,7 +277,8 @@ class Predictor:
         """Answer a smart tool: the last region of the context is the one just drawn.
 
         Key points are clicks of the person, a rectangle or an ellipse is a box, a brush, bitmask or polygon is a
-        coarse mask that the agent refines, and a prompt text segments every instance of what it names.
+        coarse mask that the agent refines, and a prompt text segments every instance of what it names. A key point on
+        or beside a region of its label corrects that region, and a box around one has it done again.
 
         Returns:
             A prediction whose `result` is empty when there is nothing to suggest, and the rollouts behind it.
@@ -274,15 +306,16 @@ class Predictor:
             [rollouts] = self.agent.segment_all_batch([(image, prompt)], max_instances=self._max_instances)
         else:
             same = [r for r in regions if (r.to_name, r.item_index) == (new.to_name, new.item_index)]
-            standing = standing_region(task, new, image.shape[0], image.shape[1]) if new.shape == "keypoint" else None
+            about = {"keypoint": standing_region, "rectangle": boxed_region, "ellipse": boxed_region}.get(new.shape)
+            standing = about(task, new, image.shape[0], image.shape[1]) if about else None
             rollouts = [self._follow(image, prompt, same, None if standing is None else standing[1])]
         written = [result for r in rollouts for result in write_region(r.mask, control, label, _rating(r), item_index)]
         if new is not None and standing is not None and written:
-            _take_over(written, standing[0].id)
+            take_over(written, standing[0].id)
         return self._prediction(written, [_rating(r) for r in rollouts]), rollouts
 
     def _follow(self, image: Image, prompt: str, regions: Sequence[Region], standing: Mask | None) -> Rollout:
-        """Segment what a person's regions on one picture point at; `standing` is the mask that they correct, if any."""
+        """Segment what a person's regions on one picture point at; `standing` is the mask they are about, if any."""
         height, width = image.shape[:2]
         new = regions[-1]
         clicks = [region.click(height, width) for region in regions if region.shape == "keypoint"]
@@ -298,14 +331,6 @@ class Predictor:
         if not drawn.any():
             raise RegionError(f"the drawn {new.shape} covers no pixel of the {width}x{height} image")
         return self.agent.refine(image, prompt, drawn)
-
-
-def _take_over(results: Sequence[dict[str, Any]], region: str) -> None:
-    """Give the first region of a result the id of one that is there: Label Studio then replaces that one."""
-    first = results[0]["id"]
-    for result in results:
-        if result["id"] == first:
-            result["id"] = region
 
 
 def _union(masks: Sequence[Mask]) -> Mask | None:

@@ -80,7 +80,7 @@ def calibrate(
     from PIL import Image as PilImage
 
     from ..quality.report import calibration_curve
-    from .checking import calibrate_project
+    from .calibrating import calibrate_project
     from .settings import load_settings
 
     with reporting() as tell:

@@ -100,7 +100,7 @@ def rank(settings: Settings, project: int, progress: Progress, sampling: bool = 
             look = looks[index]
             score = round(place / max(len(order) - 1, 1), 4)
             put_prediction(client, look.task, look.prediction["result"], score, predictor.model_version)
-            merge_data(client, look.task["id"], {COLUMN: place + 1})
+            merge_data(client, project, look.task["id"], {COLUMN: place + 1})
             ranked.order.append(look.task["id"])
             ranked.unsure.append(look.unsure)
             progress(0.8 + 0.2 * (place + 1) / len(order), "writing the order to Label Studio")
@@ -125,7 +125,7 @@ def clear_ranking(settings: Settings, project: int) -> int:
     with closing(need_client(settings)) as client:
         marked = [t["id"] for t in iterate_tasks(client, project) if COLUMN in (t.get("data") or {})]
         for task in marked:
-            merge_data(client, task, {COLUMN: None})
+            merge_data(client, project, task, {COLUMN: None})
         return len(marked)
 
 

@@ -54,6 +54,11 @@ class Settings(ModelSettings):
     )
     batch_size: int = Field(16, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
     max_instances: int = Field(50, ge=1, description="Objects of one label in one image.")
+    refine_masks: bool = Field(
+        False,
+        description="Retrieve Predictions refines the masks that a task already carries (its newest annotation, or "
+        "another model's prediction) where a gain is expected, instead of starting from nothing.",
+    )
     data_dir: Path = Field(
         Path("~/.local/share/label-studio-segagent"),
         description="Folder for the caches of images and embeddings, and the inbox of events.",
@@ -114,6 +119,16 @@ class Settings(ModelSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_image_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if "/" in host or "@" in host:
+                raise ValueError(
+                    f"{host!r} is no host; write images.example.com, not an address with https:// or a path"
+                )
+        return value
 
     @field_validator("label_studio_url")
     @classmethod

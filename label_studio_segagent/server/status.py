@@ -1,34 +1,51 @@
-"""What people want to see: /jobs as JSON, and a page at / with models, jobs, the learning curve and pictures."""
+"""What people want to see: /jobs as JSON, and a page at / with models, jobs, the learning curve and pictures.
+
+Jobs can be started there, too.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, abort, jsonify, render_template, request, send_from_directory
+from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, send_from_directory
+from werkzeug.wrappers import Response as Answer
 
-from .inbox import Inbox
+from .checking import REPORT
+from .inbox import SUBMITTED, Inbox
 from .jobs import Job, JobQueue
-from .models import Models
+from .models import Models, project_folder
+from .refining import PICTURES
+from .settings import Settings
 
 __all__ = ["status_pages"]
 
 _SHOWN = 20
+_PROJECTS = 100
+_KINDS = {"qc": "Check the masks", "refine": "Refine the masks"}
+"""Jobs that the page starts, and what is on their buttons."""
 
 
-def status_pages(models: Models, queue: JobQueue, inbox: Inbox, protected: bool) -> Blueprint:
+def status_pages(settings: Settings, models: Models, queue: JobQueue, inbox: Inbox) -> Blueprint:
     """The pages / and /jobs.
 
     Args:
+        settings: Of the server. Without a password, pictures and reports, which show images of a project, and the
+            buttons are for this machine only.
         models: That serve.
         queue: Of the jobs.
         inbox: Of the events.
-        protected: Whether callers had to give a password. If not, pictures, which show images of the project, are for
-            this machine only.
     """
 
     def shown() -> bool:
-        return protected or request.remote_addr in ("127.0.0.1", "::1")
+        return bool(settings.basic_auth_user) or (request.remote_addr in ("127.0.0.1", "::1") and _named_here())
+
+    def projects() -> list[int]:
+        own = models.store.projects()
+        known = {*inbox.projects(), *models.seen, *(job.project for job in queue.jobs())}
+        return sorted([*own, *sorted(known - set(own))][:_PROJECTS])
 
     pages = Blueprint("status", __name__, template_folder="templates")
 
@@ -37,16 +54,37 @@ def status_pages(models: Models, queue: JobQueue, inbox: Inbox, protected: bool)
         # Browsers ask for HTML; Label Studio, which checks this address as well, for anything.
         if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
             return jsonify(status="UP", model_class="SegAgent")
-        jobs = queue.jobs()
-        projects = [_project(models, number, jobs) for number in models.store.projects()]
         return render_template(
-            "status.html", pictures=shown(), version=models.base.model_version, projects=projects, jobs=jobs[:_SHOWN],
+            "status.html", pictures=shown(), version=models.base.model_version,
+            projects=[_project(models, number) for number in projects()], jobs=queue.jobs()[:_SHOWN], kinds=_KINDS,
             waiting=len(inbox.pending_heads()),
         )  # fmt: skip
 
     @pages.get("/jobs")
     def list_jobs() -> Response:
         return jsonify(jobs=[describe(job) for job in queue.jobs()])
+
+    @pages.post("/jobs")
+    def start_job() -> Answer:
+        if not shown():
+            abort(403, "without SEGAGENT_BASIC_AUTH_USER, jobs are started on this machine only, at http://localhost")
+        # Browsers say where a form was, and a foreign page cannot make them lie: no other site presses our buttons.
+        if urlsplit(request.headers.get("Origin", "")).netloc != request.host:
+            abort(403, "the header Origin must name this server: jobs are started from its own page")
+        kind, number = request.form.get("kind", ""), request.form.get("project", "")
+        if kind not in _KINDS or not number.isdecimal() or len(number) > 18:
+            abort(400, f"'kind' must be one of {', '.join(_KINDS)}, and 'project' the id of a project")
+        project = int(number)
+        if not any(job.open and (job.kind, job.project) == (kind, project) for job in queue.jobs()):
+            newest, _ = inbox.latest(SUBMITTED).get(project, (0, 0.0))
+            queue.enqueue(kind, project, "the status page", upto=newest)
+        return redirect(".", 303)
+
+    @pages.get("/reports/<int:project>/<name>")
+    def report(project: int, name: str) -> Response:
+        if not shown() or name not in (REPORT, PICTURES):
+            abort(404)
+        return send_from_directory(project_folder(settings, project).resolve(), name)
 
     @pages.get("/pictures/<int:project>/<version>/<name>")
     def picture(project: int, version: str, name: str) -> Response:
@@ -63,7 +101,19 @@ def describe(job: Job) -> dict[str, Any]:
     return asdict(job) | {"eta": job.eta, "result": dict(job.result)}
 
 
-def _project(models: Models, number: int, jobs: list[Job]) -> dict[str, Any]:
+def _named_here() -> bool:
+    """Whether the browser knows this server by an address or as localhost.
+
+    A foreign page can give this machine's address a name of its own, and would then be taken for one of ours.
+    """
+    try:
+        name = urlsplit(f"//{request.host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _project(models: Models, number: int) -> dict[str, Any]:
     """What the page shows of a project: its versions oldest first, and the learning curve as an SVG polyline."""
     versions = models.store.versions(number)
     current = models.store.current(number)

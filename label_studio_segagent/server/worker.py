@@ -14,6 +14,7 @@ from functools import partial
 from .checking import check_job
 from .jobs import JobFunction, JobQueue, worker_name
 from .learning import learn
+from .refining import refine_job
 from .settings import Settings
 
 __all__ = ["WorkerKeeper", "job_functions", "run_worker"]
@@ -26,7 +27,8 @@ _RESTART = 5.0
 
 def job_functions(settings: Settings) -> Mapping[str, JobFunction]:
     """What a worker can do, by the kind of job."""
-    return {"train": partial(learn, settings), "qc": partial(check_job, settings)}
+    work = {"train": learn, "qc": check_job, "refine": refine_job}
+    return {kind: partial(function, settings) for kind, function in work.items()}
 
 
 def run_worker(settings: Settings, parent: int | None = None) -> None:

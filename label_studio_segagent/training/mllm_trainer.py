@@ -25,7 +25,7 @@ from typing_extensions import override
 from ..errors import ConfigError, InputError
 from ..hlmat.trajectory import Trajectory
 from ..policies.hf import HfPolicy
-from ..policies.hf_load import load_hf
+from ..policies.hf_load import load_hf, read_adapter, split_name
 from .lessons import collate, lessons_of
 from .mllm_report import Report
 from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image
@@ -92,7 +92,7 @@ class MllmTrainer(Trainer):
         if last and (fitted := _finished(out, chosen)):
             return fitted
         arguments = _arguments(out, chosen, len(lessons), bool(exam))
-        name, adapter = _parts(self.start)
+        name, adapter = split_name(self.start.removeprefix("hf:"))
         policy = load_hf(name)
         model = _trainable(policy, adapter, chosen)
         read = images or open_image
@@ -191,12 +191,6 @@ def _check_packages() -> None:
         ) from error
 
 
-def _parts(start: str) -> tuple[str, str]:
-    argument = start.removeprefix("hf:")
-    name, _, adapter = (argument, "", "") if Path(argument).is_dir() else argument.partition("+")
-    return name, adapter
-
-
 def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> Any:
     """The arguments of transformers' Trainer."""
     world = transformers.TrainingArguments(output_dir=str(out), report_to=[]).world_size
@@ -242,11 +236,11 @@ def _arguments(out: Path, settings: MllmSettings, lessons: int, exam: bool) -> A
 
 def _trainable(policy: HfPolicy, adapter: str, settings: MllmSettings) -> Any:
     """The policy's model with gradients where it is to learn."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     model = policy.model
     if adapter and settings.full:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = read_adapter(model, Path(adapter)).merge_and_unload()
         policy.model = model
     if settings.full:
         model.float()
@@ -254,9 +248,7 @@ def _trainable(policy: HfPolicy, adapter: str, settings: MllmSettings) -> Any:
             parameter.requires_grad = settings.vision or not _is_vision(name)
         return model
     if adapter:
-        if not (Path(adapter) / "adapter_model.safetensors").is_file():
-            raise ConfigError(f"{adapter} is no folder with a LoRA adapter: it has no adapter_model.safetensors")
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        return read_adapter(model, Path(adapter), trainable=True)
     layers = [
         name
         for name, module in model.named_modules()

@@ -121,7 +121,7 @@ def train_policy(
         figures |= _train_reviewer(run, settings, EmbeddedPolicy(path, clicker), scenes, kept)
     save_net(run.average, path, clicker.eyes)
     write_card(
-        out, path, data, {**asdict(settings), **figures}, asdict(run.net.config),
+        out, path, data, asdict(settings), asdict(run.net.config), figures,
         sum(run.steps.values()), sum(run.seconds.values()), title="Embedded click policy", notes=_NOTES, use=_USE,
     )  # fmt: skip
     return path

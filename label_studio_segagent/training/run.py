@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import logging
 import math
 import time
@@ -24,6 +25,7 @@ __all__ = ["Pace", "Run"]
 T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
 log = logging.getLogger(__name__)
+_LAST_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,16 @@ class Run(Generic[N]):
             self._log(part, reports)
         self.save()
         draw_curves(self.out / f"{part}.csv", self.out / f"{part}.png", [*report, "rate"])
+
+    def lately(self, part: str) -> dict[str, float]:
+        """How a part did on its training data of late: means over the last rows of its log; nothing without one."""
+        path = self.out / f"{part}.csv"
+        if not path.exists():
+            return {}
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))[-_LAST_ROWS:]
+        names = [name for name in rows[-1] if name not in ("step", "minutes", "rate", "gradient")]
+        return {f"training_{name}": round(float(np.mean([float(r[name]) for r in rows])), 4) for name in names}
 
     def _update(self, part: str, rate: float) -> float:
         """Take the step that the gradients say; returns their norm."""

@@ -108,8 +108,8 @@ def train(
     )  # fmt: skip
     save_weights(run.average, path)
     write_card(
-        out, path, data, asdict(settings), asdict(net.config), run.steps[_PART], run.seconds[_PART],
-        title="Embedded click segmenter", notes=_NOTES, use=_USE,
+        out, path, data, asdict(settings), asdict(net.config), run.lately(_PART), run.steps[_PART],
+        run.seconds[_PART], title="Embedded click segmenter", notes=_NOTES, use=_USE,
     )  # fmt: skip
     return path
 

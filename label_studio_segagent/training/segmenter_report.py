@@ -41,6 +41,7 @@ def write_card(
     data: Sequence[Path],
     settings: dict[str, Any],
     sizes: dict[str, Any],
+    figures: dict[str, Any],
     step: int,
     seconds: float,
     *,
@@ -48,12 +49,15 @@ def write_card(
     notes: str,
     use: str,
 ) -> None:
-    """Write `MODEL_CARD.md`: what the weights are, what they were trained on, how, and their hash."""
+    """Write `MODEL_CARD.md`: what the weights are, what they were trained on, how and how well, their hash."""
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    parameters = "\n".join(f"* {key}: {value}" for key, value in {**sizes, **settings}.items())
+    measured = figures or {"none": "the run was too short"}
+    metrics, parameters = (
+        "\n".join(f"* {key}: {value}" for key, value in rows.items()) for rows in (measured, {**sizes, **settings})
+    )
     (out / "MODEL_CARD.md").write_text(
         f"# {title}\n\nFile: `{weights.name}`, {weights.stat().st_size / 1e6:.1f} MB, float16 "
         f"safetensors\nSHA-256: `{digest}`\nTrained: {step} steps, {seconds / 60:.1f} minutes\n\n## Data\n\n"
         + "".join(f"* {d.resolve().name}\n" for d in data)
-        + f"\n{notes}\n## Settings\n\n{parameters}\n\n## Use and limits\n\n{use}"
+        + f"\n{notes}\n## Metrics\n\n{metrics}\n\n## Settings\n\n{parameters}\n\n## Use and limits\n\n{use}"
     )

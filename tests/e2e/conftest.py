@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from support import Backend
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from support import Backend, wait
 
 from label_studio_segagent.demo import demo_photos
 from label_studio_segagent.labelstudio.local import LocalLabelStudio, find_label_studio
 from label_studio_segagent.live_demo import start_backend
 
 REPOSITORY = Path(__file__).parents[2]
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1500,1100"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,3 +61,28 @@ def backend(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def photo_paths() -> list[Path]:
     return [photo.path for photo in demo_photos()]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver; as root, `make browser` installs Debian's")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    chrome = webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="session")
+def signed_in(browser: webdriver.Chrome, label_studio: LocalLabelStudio) -> webdriver.Chrome:
+    browser.get(f"{label_studio.url}/user/login/")
+    browser.find_element(By.NAME, "email").send_keys(label_studio.user)
+    browser.find_element(By.NAME, "password").send_keys(label_studio.password)
+    browser.find_element(By.NAME, "password").submit()
+    wait(browser, lambda b: "/login" not in b.current_url)
+    return browser

@@ -6,9 +6,7 @@ SEGAGENT_SCREENSHOTS names a folder in which to keep the pictures (the ones in d
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,47 +18,18 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-from support import CONFIG, Backend
+from support import CONFIG, Backend, keep, wait
 
+from label_studio_segagent.hlmat.arrays import mask_box
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
 from label_studio_segagent.labelstudio.regions import Region, read_regions
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1500,1100"
-)
 REGIONS = "return window.Htx?.annotationStore?.selected?.regions.length ?? 0"
 REJECT, ACCEPT = (f"//*[contains(@class, 'auto-accept__info')]/following::button[{n}]" for n in (1, 2))
 SUGGESTIONS = "return window.Htx.annotationStore.selected.suggestions.size"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver; as root, `make browser` installs Debian's")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    chrome = webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)
-    yield chrome
-    chrome.quit()
-
-
-@pytest.fixture(scope="module")
-def signed_in(browser: webdriver.Chrome, label_studio: LocalLabelStudio) -> webdriver.Chrome:
-    browser.get(f"{label_studio.url}/user/login/")
-    browser.find_element(By.NAME, "email").send_keys(label_studio.user)
-    browser.find_element(By.NAME, "password").send_keys(label_studio.password)
-    browser.find_element(By.NAME, "password").submit()
-    wait(browser, lambda b: "/login" not in b.current_url)
-    return browser
 
 
 @dataclass(frozen=True)
@@ -94,15 +63,6 @@ def open_task(browser: webdriver.Chrome, label_studio: LocalLabelStudio, task: T
     wait(browser, lambda b: iou(drawn(b, task.photo), task.predicted) > 0.85)
 
 
-def wait(browser: webdriver.Chrome, condition: Callable[[webdriver.Chrome], Any]) -> Any:
-    return WebDriverWait(browser, 60).until(condition)
-
-
-def keep(browser: webdriver.Chrome, name: str) -> None:
-    if folder := os.environ.get("SEGAGENT_SCREENSHOTS"):
-        browser.save_screenshot(str(Path(folder) / name))
-
-
 def image_rect(browser: webdriver.Chrome) -> dict[str, float]:
     """Where the photograph is in the window; Label Studio may zoom it a little beyond the canvas."""
     return browser.execute_script(
@@ -124,21 +84,42 @@ def drawn(browser: webdriver.Chrome, photo: Path) -> np.ndarray[Any, np.dtype[np
     return redder
 
 
-def smart_click(browser: webdriver.Chrome, task: Task, x: int, y: int) -> None:
-    """Switch auto-annotation on, take the smart key point, and click on a pixel of the photograph."""
-    height, width = task.predicted.shape
+def take(browser: webdriver.Chrome, label: int, tool: str) -> None:
+    """Switch auto-annotation on, and take the smart tool of a label."""
     if not browser.execute_script("return window.Htx.autoAnnotation"):  # Label Studio remembers it
         browser.find_element(By.CSS_SELECTOR, "[data-testid=bottombar-auto-annotation-toggle]").click()
     wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".lsf-tool_smart"))
-    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[1].click()
+    browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[label].click()
     ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".lsf-tool_smart")).perform()
-    tool = "[aria-label=key-point-tool]"
-    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, tool).is_displayed())
-    browser.find_element(By.CSS_SELECTOR, tool).click()
+    named = f".lsf-tool_smart .lsf-tool__extra [aria-label={tool}]"
+    wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, named).is_displayed())
+    browser.find_element(By.CSS_SELECTOR, named).click()
+
+
+def place(browser: webdriver.Chrome, task: Task, x: float, y: float) -> tuple[int, int]:
+    """Where a pixel of the photograph is in the window."""
+    height, width = task.predicted.shape
     rect = image_rect(browser)
-    place = rect["left"] + x / width * rect["width"], rect["top"] + y / height * rect["height"]
+    return round(rect["left"] + x / width * rect["width"]), round(rect["top"] + y / height * rect["height"])
+
+
+def smart_click(browser: webdriver.Chrome, task: Task, x: int, y: int) -> None:
+    """Take the smart key point, and click on a pixel of the photograph."""
+    take(browser, 1, "key-point-tool")
     actions = ActionChains(browser)
-    actions.w3c_actions.pointer_action.move_to_location(*map(round, place)).click()
+    actions.w3c_actions.pointer_action.move_to_location(*place(browser, task, x, y)).click()
+    actions.perform()
+
+
+def smart_box(browser: webdriver.Chrome, task: Task, x0: float, y0: float, x1: float, y1: float) -> None:
+    """Take the smart rectangle, and draw it over these pixels of the photograph."""
+    take(browser, 2, "rectangle-tool")
+    actions = ActionChains(browser)
+    pointer = actions.w3c_actions.pointer_action
+    pointer.move_to_location(*place(browser, task, x0, y0)).pointer_down()
+    for share in (0.5, 1.0):
+        pointer.move_to_location(*place(browser, task, x0 + share * (x1 - x0), y0 + share * (y1 - y0)))
+    pointer.pointer_up()
     actions.perform()
 
 
@@ -212,3 +193,23 @@ def test_a_smart_click_beside_an_object_corrects_it(
     [region] = submit(browser, label_studio, task)
     same = iou(region.mask(*task.predicted.shape), task.predicted)
     assert 0.8 < same < 0.999 if decision == "accept" else same == 1
+
+
+@pytest.mark.parametrize("decision", ["accept", "reject"])
+def test_a_smart_box_around_an_object_has_it_done_again(
+    label_studio: LocalLabelStudio, signed_in: webdriver.Chrome, make_task: Callable[[str], Task], decision: str
+) -> None:
+    browser, task = signed_in, make_task(CONFIG)
+    open_task(browser, label_studio, task)
+    box = mask_box(task.predicted)
+    assert box is not None
+    height, width = task.predicted.shape
+    smart_box(browser, task, *(min(max(v + d, 2), most - 2) for v, d, most in zip(
+        box, (-6, -6, 6, 6), (width, height, width, height), strict=True
+    )))  # fmt: skip
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 1)
+    browser.find_element(By.XPATH, ACCEPT if decision == "accept" else REJECT).click()
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 0)
+    [region] = submit(browser, label_studio, task)
+    same = iou(region.mask(height, width), task.predicted)
+    assert 0.5 < same < 1 if decision == "accept" else same == 1

@@ -105,3 +105,24 @@ def test_the_command_makes_trajectories_of_a_project(
     assert again.exit_code == 0 and len(list(read_trajectories(out))) == len(found)
     missing = CliRunner().invoke(app, [arguments[0], "label-studio:99999", *arguments[2:]], env=environment)
     assert missing.exit_code == 1 and "404" in missing.output
+
+
+def test_the_command_measures_an_agent_on_a_project(
+    label_studio: LocalLabelStudio, project: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "measured"
+    environment = {
+        "LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token, "COLUMNS": "200",
+        "SEGAGENT_DATA_DIR": str(tmp_path / "data"),
+    }  # fmt: skip
+    arguments = ["evaluate", f"label-studio:{project['id']}", "--out", str(out), "--policy", "saliency", "--noc"]
+    result = CliRunner().invoke(app, arguments, env=environment)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((out / "results.json").read_text("utf-8"))
+    assert numbers["images"] == 2 and set(numbers["labels"]) == {label for p in PHOTOS[:2] for label in p.masks}
+    assert numbers["objects"] == sum(len(masks) for photo in PHOTOS[:2] for masks in photo.masks.values())
+    assert 0 < numbers["metrics"]["miou"]["value"] <= 1 and numbers["noc"]["80"]["noc"]["value"] >= 1
+    assert len(list((out / "images").glob("*.png"))) == 2 and "data:image" in (out / "report.html").read_text("utf-8")
+    rows = (out / "objects.jsonl").read_bytes()
+    again = CliRunner().invoke(app, arguments, env=environment)  # nothing is measured twice
+    assert again.exit_code == 0 and (out / "objects.jsonl").read_bytes() == rows

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 from PIL import Image as PilImage
+from support import draw, spoil
 from typer.testing import CliRunner
 
 from label_studio_segagent.cli import app
@@ -26,28 +25,6 @@ CONFIG = """<View>
   <BrushLabels name="brush" toName="image"><Label value="object"/></BrushLabels>
 </View>"""
 SPOILT = (1, 4)
-
-
-def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A bright blob on a dark ground: an object that stands out."""
-    rng = np.random.default_rng(number)
-    image = rng.integers(20, 60, (180, 240, 3)).astype(np.uint8)
-    image = cv2.GaussianBlur(image, (0, 0), 2)
-    mask = np.zeros((180, 240), np.uint8)
-    centre = (int(rng.integers(80, 160)), int(rng.integers(70, 110)))
-    axes = (int(rng.integers(35, 55)), int(rng.integers(25, 45)))
-    cv2.ellipse(mask, centre, axes, int(rng.integers(180)), 0, 360, 1, -1)
-    image[mask > 0] = (230, 190, 60)
-    return image, mask > 0
-
-
-def spoil(mask: np.ndarray) -> np.ndarray:
-    """Half of the object, and something that is none."""
-    out = mask.copy()
-    columns = np.nonzero(mask.any(0))[0]
-    out[:, int(columns.mean()) :] = False
-    out[:30, :50] = True
-    return out
 
 
 @pytest.fixture(scope="module")

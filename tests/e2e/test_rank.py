@@ -72,7 +72,7 @@ def test_ranking_again_replaces_and_clearing_removes(
     assert {p["id"] for p in label_studio.predictions(pid)} == before
     views = client.call("GET", "/api/dm/views/", project=pid)
     assert [v["data"]["title"] for v in views].count("Label next") == 1
-    merge_data(client, project["tasks"][1], {"mine": "stays"})
+    merge_data(client, project["id"], project["tasks"][1], {"mine": "stays"})
     assert "Cleared 3 tasks" in segagent("rank", "--project", str(pid), "--clear")
     tasks = list(iterate_tasks(client, pid))
     assert not any("label_next" in task["data"] for task in tasks)

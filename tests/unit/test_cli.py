@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as PilImage
 from typer.testing import CliRunner
 
+from label_studio_segagent import __version__
 from label_studio_segagent.cli import app
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample
@@ -98,6 +99,10 @@ HEAVY = "[m for m in ('torch', 'transformers', 'cv2', 'PIL', 'flask', 'pydantic'
 def test_the_package_imports_nothing_heavy() -> None:
     done = process("-c", f"import sys, label_studio_segagent; print({HEAVY})")
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_version() -> None:
+    assert run("--version").output == f"label-studio-segagent {__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

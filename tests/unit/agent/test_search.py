@@ -133,7 +133,7 @@ def test_ends() -> None:
     assert search(max_clicks=1)[0].stopped == "clicks" and columns(search(max_clicks=1)[0].mask) == {2}
     assert search(max_clicks=0)[0].stopped == "clicks"
     assert search(stop_iou=0.6)[0].stopped == "good enough"
-    assert search(time_budget=-1.0)[0].stopped == "time"
+    assert search(time_budget=1e-9)[0].stopped == "time"
     assert search(moves={})[0].stopped == "finish"
     assert search(moves={on(): ["nonsense"]})[0].stopped == "unparsable"
     assert search(moves={on(): [2], on(2): [2]})[0].stopped == "repeated"

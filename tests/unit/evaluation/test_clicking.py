@@ -11,7 +11,7 @@ from PIL import Image as PilImage
 from benchmarks.segmenter import annotate, measure
 from label_studio_segagent import Click, Finish, SegAgent
 from label_studio_segagent.agent.rollout import Rollout
-from label_studio_segagent.evaluation.clicking import Blind, click_curve, simulated_curve
+from label_studio_segagent.evaluation.clicking import JITTER, Blind, click_curve, simulated_curve
 from label_studio_segagent.hlmat.actions import GRAMMARS, Action
 from label_studio_segagent.hlmat.metrics import noc, nof
 from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory, encode_mask
@@ -111,10 +111,27 @@ def test_simulated_clicks_are_those_of_the_benchmark(scene: Sample, tmp_path: Pa
     state = tool.set_image(image)
     curves = [simulated_curve(tool, state, replace(scene, image=image))]
     assert len(curves[0]) > 1 and curves[0] == annotate(tool, state, scene.mask, 0.0)["ious"]
+    jittered = simulated_curve(tool, state, replace(scene, image=image), JITTER)
+    assert jittered == annotate(tool, state, scene.mask, JITTER)["ious"]
     figures = measure(tool, [(tmp_path / "scene.png", encode_mask(scene.mask))])
     assert (noc(curves, 0.85), noc(curves, 0.90), nof(curves, 0.90)) == (
         figures["noc85"], figures["noc90"], figures["failed90"],
     )  # fmt: skip
+
+
+def test_jittered_clicks_miss_the_middle_a_little(scene: Sample) -> None:
+    first: list[Click] = []
+
+    class Deaf(Bar):
+        def predict(self, state: ImageState, clicks: Sequence[Click], **named: object) -> Segmentation:  # type: ignore[override]
+            first.extend(clicks if len(clicks) == 1 else ())
+            return Segmentation(np.zeros_like(scene.mask), 0.5, np.zeros((2, 2), np.float32))
+
+    for jitter in (0.0, JITTER, JITTER):
+        simulated_curve(Deaf(), ImageState(scene.image), scene, jitter)
+    middle, off, again = first
+    extent = float(np.sqrt(scene.mask.sum()))
+    assert 0 < np.hypot(off.x - middle.x, off.y - middle.y) < 4 * JITTER * extent and off == again
 
 
 def test_twenty_clicks_at_most() -> None:

@@ -47,7 +47,7 @@ def test_every_object_gets_its_row(records: list[Record], tmp_path: Path) -> Non
         truth, result = decode_mask(record.mask), decode_mask(trajectories[row.key].meta["result"])
         assert row.iou == iou(result, truth) == row.rated[-1] == row.intersection / row.union
         assert row.share == truth.mean() and row.seconds > 0 and len(row.ious) == row.clicks + 1 <= 4
-        assert row.blind and row.noc and np.array_equal(trajectories[row.key].target, truth)
+        assert row.blind and row.noc and row.noc_jittered and np.array_equal(trajectories[row.key].target, truth)
         assert draw(row, trajectories[row.key]).shape[2] == 3
     assert done.rows[0].iou > 0.8
     assert read_rows(tmp_path / "o" / "objects.jsonl") == {row.key: row for row in done.rows}

@@ -101,6 +101,8 @@ def test_noc_is_capped_and_failures_are_counted() -> None:
         "80": ((2 + 20 + 20 + 1) / 4, 2), "85": ((3 + 20 + 20 + 1) / 4, 2), "90": ((4 + 20 + 20 + 1) / 4, 2),
     }  # fmt: skip
     assert "noc" not in summarise([*rows, row(4)], 1)
+    off = summarise([replace(r, noc_jittered=[*(r.noc or ())[:-1], 0.1]) for r in rows], 1)
+    assert off["noc"] == found and off["noc_jittered"]["80"]["noc"]["value"] == (2 + 20 + 20 + 20) / 4
 
 
 def test_predicted_against_true() -> None:

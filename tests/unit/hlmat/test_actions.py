@@ -184,7 +184,7 @@ def test_junk_near_the_grammar_is_an_answer_or_a_grammar_error(
         ("json", '{"point_2d": [175, 483]}', Click(175, 241.5, True), None),
         ("json", '{"current_iou": 101, "finish": true}', Finish(), 1.0),
         ("json", '{"current_iou": NaN, "finish": true}', Finish(), None),
-        ("json", '{"current_iou": "74", "finish": true}', Finish(), None),
+        ("json", '{"current_iou": "74", "finish": true}', Finish(), 0.74),
         ("json-pixels", '{"point_2d": [999, 499], "label": "POSITIVE"}', Click(999, 499, True), None),
     ],
 )
@@ -223,6 +223,7 @@ def test_resized_pixels_are_those_the_model_saw() -> None:
         '```json\n{"current_iou": 30, "point_2d": [500, 500]}\n```',
         '[{"current_iou": 30, "point_2d": [500, 500]}]',
         'a set {1, 2} and {"broken": then {"current_iou": 30, "point_2d": [500, 500]}',
+        '{"current_iou": 0.3, "point_2d": [500, 500], "label": "positive"}',
         '{"current_iou": 30, "point_2d": [500.0, 5e2], "extra": {"deep": [1, {"x": null}]}}',
     ],
 )
@@ -249,9 +250,10 @@ def test_json_in_company(text: str) -> None:
         ("json", '{"point_2d": [1, NaN]}'),
         ("json", '{"point_2d": [Infinity, 1]}'),
         ("json", '{"point_2d": [true, false]}'),
-        ("json", '{"point_2d": ["1", "2"]}'),
+        ("json", '{"point_2d": ["1", "two"]}'),
+        ("json", '{"point_2d": ["1", "inf"]}'),
+        ("json", '{"point_2d": ["%s", "1"]}' % ("9" * 5000)),
         ("json", '{"point_2d": [1, 2, 3]}'),
-        ("json", '{"point_2d": [1, 2], "label": "horse"}'),
         ("json", '{"point_2d": [%s, 1]}' % ("9" * 400)),
         ("json", '{"point_2d": [%s, 1]}' % ("9" * 5000)),
         ("json", '{"answer": {"point_2d": [1, 2]}}'),
@@ -260,6 +262,24 @@ def test_json_in_company(text: str) -> None:
 def test_unreadable(name: str, text: str) -> None:
     with pytest.raises(GrammarError):
         GRAMMARS[name]().parse(text, (100, 200))
+
+
+@pytest.mark.parametrize(
+    ("text", "click", "iou"),
+    [
+        ('{"point_2d": [500, 500], "label": "horse"}', Click(99.5, 49.5), None),
+        ('{"point_2d": [500, 500], "label": "Negative point"}', Click(99.5, 49.5, False), None),
+        ('{"point_2d": ["500", " 500 "]}', Click(99.5, 49.5), None),
+        ('{"current_iou": "74%", "point_2d": [500, 500]}', Click(99.5, 49.5), 0.74),
+        ('{"current_iou": "0.74", "point_2d": [500, 500]}', Click(99.5, 49.5), 0.74),
+        ('{"current_iou": "good", "point_2d": [500, 500]}', Click(99.5, 49.5), None),
+    ],
+)
+def test_how_general_models_write(text: str, click: Click, iou: float | None) -> None:
+    answer = GRAMMARS["json"]().parse(text, (100, 200))
+    assert isinstance(answer.action, Click) and answer.action.positive == click.positive
+    assert abs(answer.action.x - click.x) < 1 and abs(answer.action.y - click.y) < 1
+    assert answer.predicted_iou == (None if iou is None else pytest.approx(iou))
 
 
 def test_out_of_image_message_names_the_point_and_the_convention() -> None:

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
@@ -339,12 +340,51 @@ def test_an_adapter_that_is_none(llava: Path, tmp_path: Path) -> None:
         load_policy(f"hf:{llava}+{tmp_path}")
 
 
-def test_a_model_that_does_not_fit(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [0, 3])
+def test_an_adapter_of_another_model(kept: int, llava: Path, adapter: Path, tmp_path: Path) -> None:
+    """Its names fit this model only in part, or not at all: the rest would stay as it is, or be random."""
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    state = load_file(copy / "adapter_model.safetensors")
+    names = {name: name if i < kept else name.replace("layers", "blocks") for i, name in enumerate(sorted(state))}
+    save_file({names[name]: tensor for name, tensor in state.items()}, copy / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="no LoRA adapter of this model: .*missing adapter keys"):
+        load_policy(f"hf:{llava}+{copy}")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter(file: str, llava: Path, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (copy / file).write_text("{")
+    with pytest.raises(ConfigError, match="no LoRA adapter of this model"):
+        load_policy(f"hf:{llava}+{copy}")
+
+
+@pytest.mark.parametrize("name", ["+", "+{}", "{}+"])
+def test_half_a_name(name: str, llava: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a model"):
+        load_policy(f"hf:{name.format(llava)}")
+
+
+def test_a_config_that_is_none(llava: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_policy(f"hf:{copy}")
+
+
+def test_a_model_that_does_not_fit(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_load, "_free_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"needs 0.0 GiB as float32, but cpu has 0.0 GiB free.*vLLM"):
         load_policy(f"hf:{llava}")
     monkeypatch.undo()
     assert 2**20 < (hf_load._free_memory("cpu") or 2**40) < 2**50
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hf_load, "_GROUP_LIMITS", (str(limit), str(tmp_path / "none")))
+    limit.write_text("max\n")
+    assert hf_load._free_memory("cpu") != 2**20
+    limit.write_text(f"{2**20}\n")
+    assert hf_load._free_memory("cpu") == 2**20, "a container's limit"
+    monkeypatch.undo()
 
     def fail(*args: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

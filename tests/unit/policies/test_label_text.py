@@ -29,6 +29,20 @@ def test_other_words(text: str, name: str) -> None:
     assert BOOK.find(text) == name
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("man on a horse", "person"), ("woman with an umbrella", "person"), ("dog under the table", "dog"),
+        ("person running", "person"), ("car door", SALIENT), ("horse parked outside", "horse"),
+        ("the cup next to the cat", "cup"), ("pair of scissors", "scissors"), ("group of people", "person"),
+        ("person riding a bicycle", "person"), ("in the car", "car"), ("wheel of a car", "wheel of a car"),
+    ],
+)  # fmt: skip
+def test_what_comes_before_the_preposition_counts(text: str, name: str) -> None:
+    """Also where the words behind it are known."""
+    assert LabelBook([*NAMES, "horse", "umbrella", "wheel of a car"]).find(text) == name
+
+
 @pytest.mark.parametrize("text", ["", "   ", "!?", "xylophone", "Käfer", "日本", "🐈", "object", "Foreground", "ca"])
 def test_unknown_labels_mean_what_stands_out(text: str) -> None:
     assert BOOK.find(text) == SALIENT

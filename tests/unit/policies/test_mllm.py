@@ -256,6 +256,8 @@ def test_what_is_no_image() -> None:
     policy = Scripted(lambda question: "")
     with pytest.raises(InputError, match="RGB uint8"):
         policy.locate(np.zeros((5, 5), np.uint8), "x")
+    with pytest.raises(InputError, match="RGB uint8"):
+        policy.act([Observation(np.zeros((5, 5), np.uint8), np.zeros((5, 5), bool), "x")])
 
 
 def test_the_version_follows_how_the_model_is_asked() -> None:

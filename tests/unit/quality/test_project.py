@@ -48,13 +48,14 @@ def record(picture: Path, mask: np.ndarray, annotation: int, region: str = "r", 
 
 
 def run(
-    agent: SegAgent, annotated: list[Annotated], store: FindingStore, failed: list[Any] | None = None
-) -> tuple[list[Finding], int]:
+    agent: SegAgent, annotated: list[Annotated], store: FindingStore, failed: list[Any] | None = None,
+    tasks: set[int] | None = None,
+) -> tuple[list[Finding], int]:  # fmt: skip
     fresh: list[bool] = []
     found = inspect_all(
         agent, annotated, store, thresholds=QUIET, calibration=Calibration(),
         failed=lambda task, reason: (failed if failed is not None else []).append((task, reason)),
-        progress=lambda finding, new: fresh.append(new),
+        progress=lambda finding, new: fresh.append(new), tasks=tasks,
     )  # fmt: skip
     return found, sum(fresh)
 
@@ -85,6 +86,18 @@ def test_only_what_changed_is_inspected_again(agent: SegAgent, picture: Path, sc
     assert run(agent, changed, store)[1] == 1
     # One that is gone is forgotten.
     assert len(run(agent, changed[:1], store)[0]) == 1 and set(store.read()) == {(1, str(picture))}
+
+
+def test_some_tasks_leave_the_findings_of_the_others(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    store = FindingStore(tmp_path / "quality.jsonl")
+    rows = [record(picture, scene.mask, n, task=task) for n, task in ((1, 1), (2, 1), (3, 2), (4, 3))]
+    run(agent, list(group_records(rows)), store)
+    # One of the two annotations of task 1 was deleted; task 3 was not looked at.
+    found, fresh = run(agent, list(group_records([rows[0], rows[2]])), store, tasks={1, 2})
+    assert [f.annotation for f in found] == [1, 3] and fresh == 0
+    assert sorted(annotation for annotation, _ in store.read()) == [1, 3, 4]
 
 
 def test_a_run_that_was_killed_goes_on(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.actions import Click
@@ -129,7 +130,11 @@ def test_clicks_outside_move_to_the_border(segmenter: EmbeddedSegmenter, image: 
     assert segmenter.predict(segmenter.set_image(image), [Click(1e9, -1e9)]).mask.shape == (height, width)
 
 
-@pytest.mark.parametrize("prior", [np.zeros((3, 3), bool), np.zeros((4, 4, 4), np.float32)])
+@pytest.mark.parametrize(
+    "prior",
+    [np.zeros((3, 3), bool), np.zeros((4, 4, 4), np.float32), np.ones((120, 170), np.uint8), np.zeros((0, 0))],
+    ids=["another size", "no map", "a mask of integers, which are no logits", "empty"],
+)
 def test_bad_priors_are_refused(segmenter: EmbeddedSegmenter, image: np.ndarray, prior: np.ndarray) -> None:
     with pytest.raises(InputError, match="prior"):
         segmenter.predict(segmenter.set_image(image), [Click(5, 5)], prior=prior)
@@ -154,6 +159,23 @@ def test_loading(weights: Path, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ConfigError, match="holds no segmenter"):
         load_segmenter(f"embedded:{tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize("config", [None, "{", "[]", '{"channels": 3}', '{"backbone": "b7", "channels": [1, 2, 3]}'])
+def test_weights_of_another_version(config: str | None, weights: Path, tmp_path: Path) -> None:
+    metadata = {"kind": "segagent-segmenter", **({} if config is None else {"config": config})}
+    save_file(load_file(weights), tmp_path / "old", metadata)
+    with pytest.raises(ConfigError, match="another version"):
+        EmbeddedSegmenter(tmp_path / "old")
+
+
+def test_weights_that_lack_tensors(weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    state.pop("head.weight")
+    with safe_open(weights, "pt") as file:
+        save_file(state, tmp_path / "partial", file.metadata())
+    with pytest.raises(ConfigError, match=r"(?s)another version.*head\.weight"):
+        EmbeddedSegmenter(tmp_path / "partial")
 
 
 def test_shipped_weights_compute_the_same_as_trained_ones(tmp_path: Path) -> None:

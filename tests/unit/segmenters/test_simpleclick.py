@@ -347,6 +347,11 @@ def test_heads_come_from_the_checkpoint(checkpoint: Path, segmenter: SimpleClick
     bare = load_segmenter(f"simpleclick:{tmp_path / 'bare.pth'}")
     assert bare.net.heads == 1 and bare.version != segmenter.version
     assert load_segmenter(f"simpleclick:{checkpoint}").version == segmenter.version
+    for heads in (7, -2):
+        config = {"params": {"backbone_params": {"value": {"num_heads": heads}}}}
+        torch.save({"state_dict": random_state(), "config": config}, tmp_path / "odd.pth")
+        with pytest.raises(ConfigError, match=f"{heads} attention heads"):
+            load_segmenter(f"simpleclick:{tmp_path / 'odd.pth'}")
 
 
 def test_objects_of_the_training_code_are_not_needed(tmp_path: Path) -> None:

@@ -136,6 +136,28 @@ def test_submitted_annotations_are_checked_when_that_is_wanted(
     assert office.look(6) == ["1: annotations were submitted"]
 
 
+def test_a_check_is_about_what_was_submitted_since_the_last_good_one(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+
+    def check(error: Exception | None = None) -> tuple[int | None, int]:
+        office.annotate(2)
+        office.look(6)
+        seen: list[tuple[int | None, int]] = []
+
+        def do(job: Any, report: Any) -> dict[str, Any]:
+            seen.append((job.after, job.upto))
+            if error:
+                raise error
+            return {}
+
+        assert office.queue.do_next({"qc": do})
+        return seen[0]
+
+    assert check() == (0, 2) and check(ApiError("no answer")) == (2, 4) and check() == (2, 6) and check() == (6, 8)
+
+
 def test_lost_jobs_are_revived(office: Office) -> None:
     office.annotate(3)
     office.look(40)

@@ -242,6 +242,21 @@ def test_each_label_has_its_own_output(interact: Callable[..., Any]) -> None:
         assert response.json["results"][0]["result"][0]["value"]["brushlabels"] == [label]
 
 
+def test_a_click_on_a_region_and_a_box_around_it_take_its_place(
+    interact: Callable[..., Any], task: Any, scene: Sample
+) -> None:
+    half = scene.mask.copy()
+    half[:, 90:] = False
+    old = drawn(half, "brush") | {"id": "old"}
+    there = [task() | {"drafts": [{"id": 1, "result": [old]}]}]
+    for new, redone in ((key_point(*INSIDE), True), (box(), True), (box(90, 0, 10, 20), False)):
+        [region] = interact([new], there).get_json()["results"][0]["result"]
+        assert (region["id"] == "old") == redone
+        if new["type"] == "rectanglelabels" and redone:  # from the box, not from the mask that was not good enough
+            [read] = read_regions([region])
+            assert iou(half, scene.mask) < 0.6 and iou(read.mask(HEIGHT, WIDTH), scene.mask) > 0.9
+
+
 # Nothing to do
 
 

@@ -46,6 +46,7 @@ def test_every_setting_is_an_environment_variable(name: str, monkeypatch: Env) -
         "train_seconds": "1.5",
         "qc_issues": "duplicate=0.5",
         "qc_on_submit": "True",
+        "refine_masks": "True",
         "worker": "False",
     }
     value = values.get(name) or ("17" if isinstance(getattr(load_settings(), name), int) else "word")
@@ -115,6 +116,7 @@ def test_allowed_hosts(text: str, hosts: tuple[str, ...], monkeypatch: Env) -> N
 @pytest.mark.parametrize(
     ("variable", "value", "must"),
     [
+        ("SEGAGENT_ALLOWED_IMAGE_HOSTS", "a.example,https://b.example/images", "'https://b.example/images' is no host"),
         ("SEGAGENT_PORT", "nine", "valid integer"),
         ("SEGAGENT_PORT", "0", "greater than or equal to 1"),
         ("SEGAGENT_PORT", "70000", "less than or equal to 65535"),

@@ -100,7 +100,9 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Pat
         assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
         assert (trained / f"{part}.png").exists()
     assert {p.name for p in trained.iterdir()} >= {"checkpoint.pt", "MODEL_CARD.md", "policy.safetensors"}
-    assert "SHA-256" in (trained / "MODEL_CARD.md").read_text()
+    card = (trained / "MODEL_CARD.md").read_text()
+    assert "SHA-256" in card
+    assert "held_out_rating_error" in card.partition("## Metrics")[2].partition("## Settings")[0]
     policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
     assert policy.net.config.labels == ("object", "disc", "square")
     before = torch.load(trained / "checkpoint.pt", weights_only=True)

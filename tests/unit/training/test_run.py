@@ -67,6 +67,7 @@ def test_a_run_learns_averages_and_goes_on(tmp_path: Path) -> None:
     assert torch.allclose(run.average.line.weight, torch.ones(1, 3), atol=0.05)
     assert torch.equal(run.net.other.weight, before) and torch.equal(run.average.other.weight, before)
     assert {p.name for p in tmp_path.iterdir()} == {"first.csv", "first.png", "checkpoint.pt", "stable.pt"}
+    assert run.lately("first") == {"training_loss": pytest.approx(0, abs=0.1)} and run.lately("second") == {}
     steps = run.steps["first"]
     again = make(tmp_path, replace(PACE, decay=0.1))
     again.load()

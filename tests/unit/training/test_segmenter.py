@@ -60,7 +60,9 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(data: Path, tmp_path: Pa
             rows = list(csv.DictReader(file))
         assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
         assert {p.name for p in tmp_path.iterdir()} >= {"checkpoint.pt", "segmenter.csv", "MODEL_CARD.md", weights.name}
-        assert "SHA-256" in (tmp_path / "MODEL_CARD.md").read_text()
+        card = (tmp_path / "MODEL_CARD.md").read_text()
+        assert "SHA-256" in card and "CC BY 4.0" in card
+        assert "* training_iou_last: 0." in card.partition("## Metrics")[2].partition("## Settings")[0]
         segmenter = EmbeddedSegmenter(weights)
         image = np.zeros((60, 80, 3), np.uint8)
         assert segmenter.predict(segmenter.set_image(image), [Click(3, 3)]).mask.shape == (60, 80)
