@@ -235,7 +235,7 @@ def test_weights_count(base: Path, tmp_path: Path) -> None:
         trajectory.meta["weight"] = 0.02
     for trajectory in heavy:
         trajectory.meta["weight"] = 2.0
-    done = MllmTrainer(f"hf:{base}").fit([*light, *heavy], tmp_path, replace(QUICK, epochs=40), images=image_of)
+    done = MllmTrainer(f"hf:{base}").fit([*light, *heavy], tmp_path, replace(QUICK, epochs=24), images=image_of)
     assert answers(done.model)[0].startswith("Current IOU: 0\n")
 
 
