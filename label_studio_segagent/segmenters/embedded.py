@@ -22,18 +22,17 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask, check_image
-from ..weights import read_weights
 from .base import ImageState, Segmentation, Segmenter
-from .embedded_net import NetConfig, Prompt, SegmenterNet
+from .embedded_net import Prompt
 from .embedded_views import View, object_box, resize_map, without_strays, zoom_window
+from .embedded_weights import DEFAULT_WEIGHTS, load_net
 
-__all__ = ["EmbeddedSegmenter", "ViewSettings", "load_net"]
+__all__ = ["EmbeddedSegmenter", "ViewSettings"]
 
 Float = npt.NDArray[np.float32]
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "segmenter.safetensors"
 _EMPTY = -10.0  # the logit of "surely not the object"
 
 
@@ -271,24 +270,6 @@ def coarse_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """(height, width) of the logits handed out for an image of `size`: the same shape, long side at most `side`."""
     scale = min(1.0, side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def load_net(path: Path) -> tuple[SegmenterNet, str]:
-    """Read weights that ship (folded, float16) into a network for inference, and whose encoder it has, if not its own.
-
-    Raises:
-        ConfigError: There is no such file, or it holds something else.
-    """
-    metadata, state = read_weights(path, "segmenter")
-    try:
-        sizes = json.loads(metadata["config"])
-        net = SegmenterNet(NetConfig(**{**sizes, "channels": tuple(sizes["channels"])}))
-        net.fold()
-        net.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{path} was written by another version of this package: {str(error)[:300]}") from error
-    net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net, metadata.get("eyes", "")
 
 
 def _prompt(view: View, size: tuple[int, int], clicks: Sequence[Click], box: Box | None, prior: Float | None) -> Prompt:

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.segmenters import ImageState, Query, load_segmenter
-from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings, load_net
+from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.segmenters.embedded_views import View, object_box, without_strays, zoom_window
+from label_studio_segagent.segmenters.embedded_weights import load_net
 from label_studio_segagent.training.segmenter_report import save_weights
 
 SMALL = ViewSettings(coarse=96, zoom=96, logits=128)
