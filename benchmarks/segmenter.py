@@ -1,6 +1,7 @@
 """Clicks to a good mask: NoC, mIoU per click, jittered clicks, score error and time of segmenters on COCO-format sets.
 
 python benchmarks/segmenter.py embedded grabcut --data coco=/data/coco --data ecssd=/data/ecssd --out results.json
+python benchmarks/segmenter.py embedded --sheet cases.jpg     # good and bad cases, on the demo's photographs
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image as PilImage
 from pycocotools import mask as rle_codec
 from rich.console import Console
 from rich.table import Table
 
+from label_studio_segagent.demo import demo_photos
 from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.hlmat.annotator import SimulatedAnnotator
 from label_studio_segagent.hlmat.metrics import iou, noc
+from label_studio_segagent.pictures import draw_clicks, result_panel, sheet
 from label_studio_segagent.segmenters import Segmenter, load_segmenter
 
 CLICKS = 20
@@ -91,10 +95,34 @@ def measure(segmenter: Segmenter, objects: list[tuple[Path, Any]], jitter: float
     }  # fmt: skip
 
 
+def draw_cases(segmenter: Segmenter, clicks: int = 3) -> Any:
+    """What the segmenter makes of F_sim's first clicks on every object of the demo, best first: RGB uint8."""
+    annotator, cases = SimulatedAnnotator(stop_iou=1.0), []
+    for photo in demo_photos():
+        state = segmenter.set_image(photo.image)
+        for label, masks in photo.masks.items():
+            for target in masks:
+                mask, prior, made = np.zeros_like(target), None, []
+                while len(made) < clicks and isinstance(click := annotator.next_action(mask, target, made), Click):
+                    made.append(click)
+                    out = segmenter.predict(segmenter.fresh(state), made, prior=prior)
+                    mask, prior = out.mask, out.logits
+                cases.append((iou(mask, target), label, draw_clicks(photo.image, made), mask))
+    cases.sort(key=lambda case: -case[0])
+    return sheet(
+        [
+            result_panel(image, [mask], label, f"{clicks} clicks: IoU {overlap:.2f}")
+            for overlap, label, image, mask in cases
+        ],
+        6,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("segmenters", nargs="+", help="names as load_segmenter takes them")
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--sheet", type=Path, help="draw what the first segmenter does, and stop")
     parser.add_argument("--limit", type=int, default=0, help="objects per set, 0 for all")
     parser.add_argument("--least", type=float, default=0.005, help="smallest object, as a share of its image")
     parser.add_argument(
@@ -104,6 +132,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.sheet:
+        PilImage.fromarray(draw_cases(load_segmenter(arguments.segmenters[0]))).save(arguments.sheet, quality=88)
+        return
+    if not arguments.data:
+        parser.error("--data or --sheet is needed")
     results: list[dict[str, Any]] = []
     for name in arguments.segmenters:
         segmenter = load_segmenter(name)
