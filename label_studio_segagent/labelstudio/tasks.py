@@ -69,7 +69,7 @@ def _data(client: LabelStudioClient, project: int, task: int) -> dict[str, Any]:
     )  # fmt: skip
     found = [one for one in answer["tasks"] if one["id"] == task]
     if not found:
-        raise ApiError(f"project {project} has no task {task} any more")
+        raise ApiError(f"project {project} has no task {task} any more", 404)
     return dict(found[0]["data"])
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "has_control",
     "put_queue",
     "qc_version",
+    "withdraw_findings",
     "write_findings",
 ]
 
@@ -63,6 +64,23 @@ def write_findings(
             client.call("DELETE", f"/api/predictions/{old['id']}/")
     if result:
         put_prediction(client, {"id": task, "predictions": mine}, result, score, name)
+
+
+def withdraw_findings(client: LabelStudioClient, project: int, task: int) -> None:
+    """Remove what was written about a task whose annotations are gone; nothing is done where the task itself is.
+
+    Raises:
+        ApiError: Label Studio refused or failed.
+    """
+    try:
+        merge_data(client, project, task, {SCORE: None, ISSUES: None})
+    except ApiError as error:
+        if error.status == 404:
+            return
+        raise
+    for old in client.call("GET", "/api/predictions/", task=task):
+        if _ours(old):
+            client.call("DELETE", f"/api/predictions/{old['id']}/")
 
 
 def qc_version(version: str) -> str:
