@@ -240,9 +240,13 @@ class JobQueue:
         self.huey.storage.put_data(_PREFIX + job.id, json.dumps(asdict(job)).encode())
 
     def _forget_old(self) -> None:
-        for job in self.jobs()[_KEPT:]:
-            if not job.open:
+        # What a project's last jobs of a kind saw decides about its next one, however long ago they were.
+        last: set[tuple[str, int, str]] = set()
+        for number, job in enumerate(self.jobs()):
+            key = (job.kind, job.project, job.state)
+            if number >= _KEPT and not job.open and key in last:
                 self.huey.storage.delete_data(_PREFIX + job.id)
+            last.add(key)
 
 
 def worker_name(process: int) -> str:

@@ -136,6 +136,19 @@ def test_submitted_annotations_are_checked_when_that_is_wanted(
     assert office.look(6) == ["1: annotations were submitted"]
 
 
+def test_checked_projects_stay_checked_however_much_others_do(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+    for project in range(120):
+        office.annotate(1, project)
+    assert len(office.look(6)) == 120
+    while office.queue.do_next({"qc": lambda job, report: {}}):
+        pass
+    office.annotate(1, 3)
+    assert office.look(6) == ["3: annotations were submitted"] and office.look(99) == []
+
+
 def test_a_check_is_about_what_was_submitted_since_the_last_good_one(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -177,6 +177,17 @@ def test_old_jobs_are_forgotten_but_open_ones_kept(queue: JobQueue) -> None:
     assert len(kept) == 100 and first.id in {job.id for job in kept}
 
 
+def test_what_a_project_was_last_told_is_not_forgotten(queue: JobQueue) -> None:
+    queue._put(Job("a", "qc", 7, "long ago", state="done", upto=3, created=1.0))
+    queue._put(Job("b", "qc", 7, "long ago", state="done", upto=5, created=2.0))
+    queue._put(Job("c", "qc", 7, "long ago", state="failed", upto=4, created=1.5))
+    queue._put(Job("d", "train", 7, "long ago", state="done", upto=5, created=2.0))
+    for number in range(120):
+        queue._put(Job(f"x{number}", "train", 1, "busy", state="done", created=3.0 + number))
+    queue.enqueue("train", 1, "new")
+    assert {job.id for job in queue.jobs() if job.project == 7} == {"b", "c", "d"} and len(queue.jobs()) == 103
+
+
 def test_foreign_records_are_passed_over(queue: JobQueue) -> None:
     queue.huey.storage.put_data("segagent-job:zzz", json.dumps({"from": "the future"}).encode())
     queue.huey.storage.put_data("other", b"\x80\x04K\x01.")
