@@ -149,7 +149,10 @@ def list_versions(
     store = _store()
     table = Table("project", "version", "made", "trained on", "held-out mIoU", "before", "")
     for number in store.projects() if project is None else [project]:
-        current = store.current(number)
+        try:
+            current = store.current(number)
+        except SegAgentError as error:
+            fail(error)
         for version in store.versions(number):
             report = version.report
             table.add_row(
