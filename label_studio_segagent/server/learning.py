@@ -103,19 +103,23 @@ def labelled_images(records: Iterable[Record]) -> list[LabelledImage]:
 def split(labelled: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """What is held out, and what to learn from. A task is held out for good: by its hash a tenth of all.
 
-    The task with the least hash is held out in any case, so that there is one. A task cannot become that later on,
-    unless it is new or others were deleted.
+    Of the tasks with objects that with the least hash is held out in any case, so that there is one. A task cannot
+    become that later on, unless it is new or others were deleted. Tasks in which nothing was drawn may have objects
+    some day, and so a tenth of them is held out, too.
 
     Raises:
         InputError: There are fewer than two tasks with objects.
     """
-    marks = {item.task: _mark(item.task) for item in labelled if item.masks}
-    if len(marks) < _LEAST:
-        raise InputError(f"{len(marks)} tasks have annotated objects; training needs {_LEAST}, one of them to judge by")
-    limit = max(_HELD_OUT, min(marks.values()))
+    marks = {item.task: _mark(item.task) for item in labelled}
+    filled = {item.task for item in labelled if item.masks}
+    if len(filled) < _LEAST:
+        raise InputError(
+            f"{len(filled)} tasks have annotated objects; training needs {_LEAST}, one of them to judge by"
+        )
+    limit = max(_HELD_OUT, min(marks[task] for task in filled))
     held = {task for task, mark in marks.items() if mark <= limit}
-    if len(held) == len(marks):
-        held.remove(max(marks, key=lambda task: marks[task]))
+    if filled <= held:
+        held.remove(max(filled, key=lambda task: marks[task]))
     return [x for x in labelled if x.task in held], [x for x in labelled if x.task not in held]
 
 

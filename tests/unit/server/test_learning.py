@@ -45,6 +45,16 @@ def test_what_was_trained_on_is_never_held_out_later(now: set[int], more: set[in
         assert not trained & {x.task for x in later}
 
 
+@given(st.sets(st.integers(0, 10**6), min_size=6, max_size=40), st.sets(st.integers(0, 10**6), max_size=40))
+def test_a_task_without_objects_is_not_learned_from_if_it_is_held_out_once_it_has_some(
+    now: set[int], empty: set[int]
+) -> None:
+    nothing = [LabelledImage(f"{n}.png", "cat", (), str(n)) for n in empty - now]
+    _, taught = split([*tasks(*now), *nothing])
+    later, _ = split(tasks(*(now | empty)))
+    assert not {x.task for x in taught} & {x.task for x in later}
+
+
 def test_too_few_tasks() -> None:
     with pytest.raises(InputError, match="1 tasks have annotated objects"):
         split([*tasks(1), LabelledImage("2.png", "cat", (), "2")])
