@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from typing import Any
-from xml.etree.ElementTree import SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement, TreeBuilder, tostring
 
 from defusedxml import ElementTree
 
-from ..errors import ApiError
+from ..errors import ApiError, ConfigError
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.config import QC_CONTROL
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
@@ -100,8 +100,15 @@ def put_queue(client: LabelStudioClient, project: int) -> int:
 
 def has_control(label_config: str) -> bool:
     """Whether a labelling config has the control for issue boxes."""
-    root = ElementTree.fromstring(label_config)
-    return any(tag.get("name") == QC_CONTROL for tag in root.iter())
+    return any(tag.get("name") == QC_CONTROL for tag in _parsed(label_config).iter())
+
+
+def _parsed(label_config: str) -> Element:
+    """A labelling config with its comments, which people write for a reason."""
+    parser = ElementTree.DefusedXMLParser(target=TreeBuilder(insert_comments=True))
+    parser.feed(label_config)
+    root: Element = parser.close()
+    return root
 
 
 def add_control(client: LabelStudioClient, project: int) -> None:
@@ -109,12 +116,15 @@ def add_control(client: LabelStudioClient, project: int) -> None:
 
     Raises:
         ApiError: Label Studio refused or failed.
+        ConfigError: The config has no Image.
     """
     config = str(client.call("GET", f"/api/projects/{project}/")["label_config"])
     if has_control(config):
         return
-    root = ElementTree.fromstring(config)
-    image = next(tag.get("name") for tag in root.iter() if tag.tag == "Image")
+    root = _parsed(config)
+    image = next((tag.get("name") for tag in root.iter() if str(tag.tag).lower() == "image"), None)
+    if image is None:
+        raise ConfigError(f"the labelling config of project {project} has no Image: there is nothing to put boxes on")
     control = SubElement(root, "RectangleLabels", {"name": QC_CONTROL, "toName": str(image)})
     for name in NAMES:
         SubElement(control, "Label", {"value": name, "background": "#e8710a"})
@@ -143,7 +153,7 @@ def clear(client: LabelStudioClient, project: int) -> int:
     if str(fields.get("model_version") or "").startswith(_VERSION):
         client.call("PATCH", f"/api/projects/{project}/", {"model_version": ""})
     if has_control(str(fields["label_config"])):
-        root = ElementTree.fromstring(str(fields["label_config"]))
+        root = _parsed(str(fields["label_config"]))
         for parent in root.iter():
             for tag in [tag for tag in parent if tag.get("name") == QC_CONTROL]:
                 parent.remove(tag)

@@ -290,7 +290,8 @@ def clear_project(settings: Settings, project: int) -> int:
     folder = project_folder(settings, project)
     FindingStore(folder / "quality.jsonl").clear()
     WrittenLog(folder / "written.jsonl").clear()
-    (folder / "calibration.json").unlink(missing_ok=True)
+    for name in ("calibration.json", REPORT):
+        (folder / name).unlink(missing_ok=True)
     return count
 
 
