@@ -54,6 +54,8 @@ def opened(
     number = data.removeprefix(_LABEL_STUDIO)
     if not number.isdecimal():
         raise ConfigError(f"{data!r} must name a project by its number, as in its address: label-studio:12")
+    if split is not None:
+        raise ConfigError(f"{data} is a project of Label Studio and has no split {split!r}; leave it out")
     settings = load_settings()
     if not settings.label_studio_url:
         raise ConfigError("LABEL_STUDIO_URL is not set; without it no project can be read")

@@ -69,7 +69,7 @@ def _data(client: LabelStudioClient, project: int, task: int) -> dict[str, Any]:
     )  # fmt: skip
     found = [one for one in answer["tasks"] if one["id"] == task]
     if not found:
-        raise ApiError(f"project {project} has no task {task} any more")
+        raise ApiError(f"project {project} has no task {task} any more", 404)
     return dict(found[0]["data"])
 
 
@@ -122,7 +122,7 @@ def put_view(
         client: Of the server.
         project: Project id.
         title: Of the tab.
-        ordering: Columns to sort by, such as "tasks:data.qc_score"; with "-" before it, largest first.
+        ordering: Columns of numbers to sort by, such as "tasks:data.qc_score"; with "-" before it, largest first.
         filters: Each with filter, operator, type and value.
         shown: Columns, of those usually hidden, to show.
 
@@ -134,6 +134,8 @@ def put_view(
         "title": title, "type": "list", "target": "tasks", "ordering": list(ordering),
         "filters": {"conjunction": "and", "items": [dict(item) for item in filters]},
         "hiddenColumns": _columns_shown(*shown),
+        # Or Label Studio on PostgreSQL sorts columns of the data as texts: 1, 10, 2.
+        "columnsDisplayType": {name.lstrip("-"): "Number" for name in ordering},
     }  # fmt: skip
     body = {"project": project, "data": data}
     try:

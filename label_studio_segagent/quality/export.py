@@ -105,7 +105,7 @@ def export(
         _masks(kept, out)
     else:
         _tasks(kept, out, tasks)
-    with (out / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / "rejected.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "annotation", "annotator", "region", "label", "score", "reasons"))
         for v in verdicts:
@@ -142,7 +142,7 @@ def _coco(kept: Sequence[Verdict], out: Path) -> None:
         })  # fmt: skip
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     content = {"images": list(images.values()), "annotations": annotations, "categories": categories}
-    (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
 
 
 def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Path) -> None:
@@ -171,7 +171,7 @@ def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Pat
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height, "task": task})
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (out / "consensus.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    (out / "consensus.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
 
 
 def _masks(kept: Sequence[Verdict], out: Path) -> None:
@@ -180,7 +180,8 @@ def _masks(kept: Sequence[Verdict], out: Path) -> None:
         name, mask = _picture(v.record.meta["task"], v.record.image, out), decode_mask(v.record.mask)
         if mask_box(mask) is None:
             continue
-        label = "".join(c if c.isalnum() or c in " -_" else "_" for c in v.record.prompt).strip() or "object"
+        label = "".join(c if c.isalnum() or c in " -_" else "_" for c in v.record.prompt)
+        label = label[:50].strip() or "object"  # an expression may be longer than file systems allow, in bytes
         folder = out / "masks" / label
         folder.mkdir(parents=True, exist_ok=True)
         number = counts[name, label] = counts.get((name, label), 0) + 1
@@ -202,4 +203,4 @@ def _tasks(kept: Sequence[Verdict], out: Path, tasks: Sequence[Mapping[str, Any]
         ]
         if annotations:
             written.append({"data": task["data"], "annotations": annotations, "meta": task.get("meta") or {}})
-    (out / "tasks.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
+    (out / "tasks.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8", "backslashreplace")

@@ -96,7 +96,7 @@ class FindingStore:
         found: dict[tuple[int, str], Finding] = {}
         if not self._path.exists():
             return found
-        for line in self._path.read_text("utf-8").splitlines():
+        for line in self._path.read_bytes().splitlines():  # bytes: texts may hold line ends of Unicode's
             try:
                 fields = json.loads(line)
                 finding = Finding(**{**fields, "size": tuple(fields["size"])})
@@ -112,8 +112,8 @@ class FindingStore:
 
     def replace(self, findings: Iterable[Finding]) -> None:
         """Write these and no others."""
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(json.dumps(asdict(f), ensure_ascii=False) + "\n" for f in findings), "utf-8")
+        part = self._path.with_suffix(f".{os.getpid()}.part")  # the worker and a command may both be at it
+        part.write_bytes(b"".join(_line(asdict(finding)) for finding in findings))
         part.replace(self._path)
 
     def clear(self) -> None:
@@ -134,7 +134,7 @@ class WrittenLog:
     def read(self) -> dict[int, str]:
         """A digest of what was written, by task."""
         found: dict[int, str] = {}
-        for line in self._path.read_text("utf-8").splitlines() if self._path.exists() else ():
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
             try:
                 task, digest = json.loads(line)
                 found[int(task)] = str(digest)
@@ -158,7 +158,12 @@ def _append(path: Path, content: Any) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        file.write(_line(content))
+
+
+def _line(content: Any) -> bytes:
+    """A line of JSON; half a surrogate pair cannot be UTF-8, but its escape is JSON."""
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def group_records(records: Iterable[Record]) -> Iterator[Annotated]:

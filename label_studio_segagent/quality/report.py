@@ -50,7 +50,7 @@ def write_report(verdicts: Sequence[Verdict], path: Path, title: str, least: flo
         annotators=_table(scored, lambda v: v.record.meta.get("by")), labels=_table(scored, lambda v: v.record.prompt),
         issues=_issues(scored),
     )  # fmt: skip
-    path.write_text(page, "utf-8")
+    path.write_text(page, "utf-8", "backslashreplace")
 
 
 def calibration_curve(cloud: np.ndarray[Any, Any], fitted: Callable[[Any], Any]) -> Image:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from typing import Any
-from xml.etree.ElementTree import SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement, TreeBuilder, tostring
 
 from defusedxml import ElementTree
 
-from ..errors import ApiError
+from ..errors import ApiError, ConfigError
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.config import QC_CONTROL
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
@@ -25,6 +25,7 @@ __all__ = [
     "has_control",
     "put_queue",
     "qc_version",
+    "withdraw_findings",
     "write_findings",
 ]
 
@@ -65,6 +66,23 @@ def write_findings(
         put_prediction(client, {"id": task, "predictions": mine}, result, score, name)
 
 
+def withdraw_findings(client: LabelStudioClient, project: int, task: int) -> None:
+    """Remove what was written about a task whose annotations are gone; nothing is done where the task itself is.
+
+    Raises:
+        ApiError: Label Studio refused or failed.
+    """
+    try:
+        merge_data(client, project, task, {SCORE: None, ISSUES: None})
+    except ApiError as error:
+        if error.status == 404:
+            return
+        raise
+    for old in client.call("GET", "/api/predictions/", task=task):
+        if _ours(old):
+            client.call("DELETE", f"/api/predictions/{old['id']}/")
+
+
 def qc_version(version: str) -> str:
     """The model version of quality control's predictions, from that of the model that judged."""
     return _VERSION + version.removeprefix("segagent-")
@@ -82,8 +100,15 @@ def put_queue(client: LabelStudioClient, project: int) -> int:
 
 def has_control(label_config: str) -> bool:
     """Whether a labelling config has the control for issue boxes."""
-    root = ElementTree.fromstring(label_config)
-    return any(tag.get("name") == QC_CONTROL for tag in root.iter())
+    return any(tag.get("name") == QC_CONTROL for tag in _parsed(label_config).iter())
+
+
+def _parsed(label_config: str) -> Element:
+    """A labelling config with its comments, which people write for a reason."""
+    parser = ElementTree.DefusedXMLParser(target=TreeBuilder(insert_comments=True))
+    parser.feed(label_config)
+    root: Element = parser.close()
+    return root
 
 
 def add_control(client: LabelStudioClient, project: int) -> None:
@@ -91,12 +116,15 @@ def add_control(client: LabelStudioClient, project: int) -> None:
 
     Raises:
         ApiError: Label Studio refused or failed.
+        ConfigError: The config has no Image.
     """
     config = str(client.call("GET", f"/api/projects/{project}/")["label_config"])
     if has_control(config):
         return
-    root = ElementTree.fromstring(config)
-    image = next(tag.get("name") for tag in root.iter() if tag.tag == "Image")
+    root = _parsed(config)
+    image = next((tag.get("name") for tag in root.iter() if str(tag.tag).lower() == "image"), None)
+    if image is None:
+        raise ConfigError(f"the labelling config of project {project} has no Image: there is nothing to put boxes on")
     control = SubElement(root, "RectangleLabels", {"name": QC_CONTROL, "toName": str(image)})
     for name in NAMES:
         SubElement(control, "Label", {"value": name, "background": "#e8710a"})
@@ -125,7 +153,7 @@ def clear(client: LabelStudioClient, project: int) -> int:
     if str(fields.get("model_version") or "").startswith(_VERSION):
         client.call("PATCH", f"/api/projects/{project}/", {"model_version": ""})
     if has_control(str(fields["label_config"])):
-        root = ElementTree.fromstring(str(fields["label_config"]))
+        root = _parsed(str(fields["label_config"]))
         for parent in root.iter():
             for tag in [tag for tag in parent if tag.get("name") == QC_CONTROL]:
                 parent.remove(tag)

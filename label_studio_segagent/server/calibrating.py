@@ -8,6 +8,7 @@ import numpy as np
 
 from ..datasets.record import read_image
 from ..errors import ConfigError
+from ..hlmat.arrays import Image, Mask
 from ..hlmat.metrics import iou
 from ..hlmat.trajectory import decode_mask
 from ..quality.calibration import Calibration, fit_calibration, shipped
@@ -48,21 +49,35 @@ def calibrate_project(settings: Settings, project: int, progress: Progress) -> t
         rng, rows = np.random.default_rng(0), []
         for number, one in enumerate(trusted):
             image = read_image(one.image)
-            masks = [decode_mask(record.mask) for record in one.records]
-            items, true = [], []
-            for record, mask in zip(one.records, masks, strict=True):
-                others = [other for other in masks if other is not mask][:4]
-                for copy in [mask, *(corrupt_mask(mask, others, rng) for _ in range(_COPIES))]:
-                    if copy.any():
-                        items.append((record.prompt, copy))
-                        true.append(iou(copy, mask))
+            items, true = _copies(one, image, rng)
             expected = shipped()([judged.evidence for judged in gather(agent, image, items)])
             rows += list(zip(expected, true, strict=True))
             progress((number + 1) / len(trusted), f"judging corrupted copies of {len(trusted)} trusted annotations")
+    if not rows:
+        raise ConfigError("none of the masks to trust has a pixel and its picture's size")
     cloud = np.array(rows)
     calibration = fit_calibration(cloud[:, 0], cloud[:, 1])
     calibration.save(folder / "calibration.json")
     return calibration, cloud
+
+
+def _copies(
+    one: Annotated, image: Image, rng: np.random.Generator
+) -> tuple[list[tuple[str, Mask]], list[float]]:  # fmt: skip
+    """The masks of an annotation and corrupted copies of them, each with its label; their true IoUs.
+
+    Empty masks, and those of a picture that was another one then, are left out.
+    """
+    decoded = [(record.prompt, decode_mask(record.mask)) for record in one.records]
+    whole = [(prompt, mask) for prompt, mask in decoded if mask.any() and mask.shape == image.shape[:2]]
+    items, true = [], []
+    for prompt, mask in whole:
+        others = [other for _, other in whole if other is not mask][:4]
+        for copy in [mask, *(corrupt_mask(mask, others, rng) for _ in range(_COPIES))]:
+            if copy.any():
+                items.append((prompt, copy))
+                true.append(iou(copy, mask))
+    return items, true
 
 
 def _trusted(annotated: list[Annotated], store: FindingStore) -> list[Annotated]:

@@ -23,7 +23,15 @@ from ..quality.export import FORMATS, export, judge, write_consensus
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
-from ..quality.writeback import add_control, clear, has_control, put_queue, qc_version, write_findings
+from ..quality.writeback import (
+    add_control,
+    clear,
+    has_control,
+    put_queue,
+    qc_version,
+    withdraw_findings,
+    write_findings,
+)
 from .inbox import SUBMITTED, Inbox
 from .jobs import Job
 from .models import Models, build_loader, build_predictor, need_client, project_folder, version_store
@@ -137,6 +145,12 @@ def check_project(
             except SegAgentError as error:
                 done.failures.append((task, str(error)))
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
+        for task in _left(written, by_task, done.failures, tasks):
+            try:
+                withdraw_findings(client, project, task)
+                notes.add(task, "")
+            except SegAgentError as error:
+                done.failures.append((task, str(error)))
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
@@ -144,6 +158,16 @@ def check_project(
         verdicts = judge(annotated, done.findings, _KEPT_FROM)
         write_report(verdicts, folder / REPORT, str(fields.get("title")), _KEPT_FROM)
     return done
+
+
+def _left(
+    written: Mapping[int, str], found: Collection[int], failures: Collection[tuple[Any, str]],
+    tasks: Collection[int] | None,
+) -> list[int]:  # fmt: skip
+    """The tasks, of those looked at, that something was written about and that have no annotation any more."""
+    troubled = {task for task, _ in failures}
+    looked = [task for task, digest in written.items() if digest and (tasks is None or task in tasks)]
+    return [task for task in looked if task not in found and task not in troubled]
 
 
 def check_job(settings: Settings, job: Job, report: Progress) -> Mapping[str, Any]:
@@ -266,7 +290,8 @@ def clear_project(settings: Settings, project: int) -> int:
     folder = project_folder(settings, project)
     FindingStore(folder / "quality.jsonl").clear()
     WrittenLog(folder / "written.jsonl").clear()
-    (folder / "calibration.json").unlink(missing_ok=True)
+    for name in ("calibration.json", REPORT):
+        (folder / name).unlink(missing_ok=True)
     return count
 
 

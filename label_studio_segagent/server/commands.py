@@ -149,7 +149,10 @@ def list_versions(
     store = _store()
     table = Table("project", "version", "made", "trained on", "held-out mIoU", "before", "")
     for number in store.projects() if project is None else [project]:
-        current = store.current(number)
+        try:
+            current = store.current(number)
+        except SegAgentError as error:
+            fail(error)
         for version in store.versions(number):
             report = version.report
             table.add_row(
@@ -167,8 +170,11 @@ def promote(
     version: Annotated[str, typer.Argument(help="A name from [b]segagent models list[/].")], project: ProjectOption
 ) -> None:
     """Let a version serve a project, whatever its mIoU. A running server switches by itself."""
+    from .learning import switch_version
+    from .settings import load_settings
+
     try:
-        _store().promote(project, version)
+        switch_version(load_settings(), project, lambda store: store.promote(project, version))
     except (SegAgentError, OSError) as error:
         fail(error)
     console.print(f"Project {project} is served by {version} from now on.")
@@ -177,8 +183,11 @@ def promote(
 @models.command()
 def rollback(project: ProjectOption) -> None:
     """Let the version serve again that did before the current one."""
+    from .learning import switch_version
+    from .settings import load_settings
+
     try:
-        name = _store().rollback(project)
+        name = switch_version(load_settings(), project, lambda store: store.rollback(project))
     except (SegAgentError, OSError) as error:
         fail(error)
     console.print(f"Project {project} is served by {name or 'the models of the settings'} from now on.")

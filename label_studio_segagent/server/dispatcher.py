@@ -62,6 +62,11 @@ def start_background(settings: Settings) -> None:
         WorkerKeeper(queue).start()
 
 
+def _patience(failures: int) -> float:
+    """Seconds to wait after so many failures in passing, one after the other."""
+    return float(min(_AGAIN * 2 ** min(failures - 1, 9), 3600.0))
+
+
 class Dispatcher:
     """Looks into the inbox every second, in a thread of the process that owns it.
 
@@ -115,10 +120,13 @@ class Dispatcher:
         started = []
         for project, (newest, received) in self._inbox.latest(SUBMITTED).items():
             mine = [job for job in jobs if job.project == project]
-            if any(job.open for job in mine) or max((job.upto for job in mine), default=0) >= newest:
+            after = max((job.upto for job in mine if job.state == "done"), default=0)
+            failed = [job for job in mine if job.state == "failed" and job.upto > after]
+            known = max((job.upto for job in failed), default=after)
+            again = bool(failed) and failed[0].passing and now >= failed[0].finished + _patience(len(failed))
+            if any(job.open for job in mine) or after >= newest or (known >= newest and not again):
                 continue
             if now - received >= _QC_QUIET:
-                after = max((job.upto for job in mine if job.state == "done"), default=0)
                 why = "annotations were submitted"
                 started.append(self._queue.enqueue("qc", project, why, upto=newest, after=after))
         return started
@@ -139,8 +147,7 @@ class Dispatcher:
         last = max((job.upto for job in failed), default=0)
         fresh = [event for event in events if event.id > last]
         if failed and failed[0].passing:
-            wait = min(_AGAIN * 2 ** (len(failed) - 1), 3600.0)
-            why = failed[0].why if now >= failed[0].finished + wait else ""
+            why = failed[0].why if now >= failed[0].finished + _patience(len(failed)) else ""
         elif any(event.action == _BUTTON for event in fresh) or not failed:
             why = due(fresh, self._after, self._settings.train_quiet, now)
         else:  # nobody presses the button twice for nothing; old news count together with the new

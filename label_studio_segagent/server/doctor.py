@@ -15,7 +15,7 @@ from ..errors import ApiError, ConfigError, SegAgentError
 from ..labelstudio.client import LabelStudioClient, token_kind
 from ..labelstudio.config import LabelConfig
 from ..policies import Observation
-from .models import build_predictor
+from .models import Models, build_predictor, version_store
 from .predictor import Predictor
 from .settings import Settings
 
@@ -89,7 +89,8 @@ def _examine(settings: Settings, project: int | None, backend_url: str, open_thi
     token = _token(client, key)
     yield token
     if token.status != "problem":
-        yield from _projects(client, project, predictor)
+        models = None if predictor is None else Models(settings, predictor, version_store(settings))
+        yield from _projects(client, project, models)
 
 
 def _models(settings: Settings, predictor: Predictor) -> Check:
@@ -167,7 +168,7 @@ def _token(client: LabelStudioClient, token: str) -> Check:
     return Check("API key", "ok", f"{kind} token of {user.get('email', '?')}")
 
 
-def _projects(client: LabelStudioClient, only: int | None, predictor: Predictor | None) -> Iterator[Check]:
+def _projects(client: LabelStudioClient, only: int | None, models: Models | None) -> Iterator[Check]:
     try:
         if only is None:
             projects = client.call("GET", "/api/projects/", page_size=100)["results"]
@@ -181,7 +182,8 @@ def _projects(client: LabelStudioClient, only: int | None, predictor: Predictor 
             "projects", "warning", "there is none yet", "create one and connect this backend under Settings > Model"
         )
     for project in projects:
-        yield from _project(client, project, predictor)
+        # A project that has learned is served by a version of its own.
+        yield from _project(client, project, None if models is None else models.predictor(int(project["id"])))
 
 
 def _project(client: LabelStudioClient, project: dict[str, Any], predictor: Predictor | None) -> Iterator[Check]:

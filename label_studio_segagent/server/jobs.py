@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from huey import Huey, SqliteHuey
+from huey.registry import Message
+from huey.serializer import Serializer
 from huey.storage import RedisStorage
+from typing_extensions import override
 
 from ..errors import ApiError, ConfigError, SegAgentError
 
@@ -99,6 +102,20 @@ JobFunction = Callable[[Job, Callable[[float, str], None]], Mapping[str, Any]]
 """Does a job: told which, and a function to report progress (share, words) to; returns its result."""
 
 
+class _Plain(Serializer):  # type: ignore[misc]  # huey has no types
+    """Queues hold JSON and not huey's pickles: who can write to them cannot run code in server and workers."""
+
+    @override
+    def _serialize(self, data: Any) -> bytes:
+        # Ours are the id and the name of a task, and the id of its job; nothing else says anything.
+        return json.dumps([data.id, data.name, data.args] if isinstance(data, Message) else None).encode()
+
+    @override
+    def _deserialize(self, data: bytes) -> Any:
+        number, name, args = json.loads(data)
+        return Message(str(number), str(name), None, 0, 0, None, tuple(args), {})
+
+
 class JobQueue:
     """The queue and the records of its jobs. Safe under threads and processes.
 
@@ -113,10 +130,11 @@ class JobQueue:
     def __init__(self, url: str, folder: Path) -> None:
         try:
             if url:
-                self.huey: Huey = Huey("segagent", storage_class=RedisStorage, url=url, utc=True)
+                self.huey: Huey = Huey("segagent", storage_class=RedisStorage, serializer=_Plain(), url=url, utc=True)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                self.huey = SqliteHuey("segagent", filename=str(folder / "jobs.sqlite3"), fsync=True, timeout=30)
+                path = str(folder / "jobs.sqlite3")
+                self.huey = SqliteHuey("segagent", serializer=_Plain(), filename=path, fsync=True, timeout=30)
             self.jobs()
         except Exception as error:  # of sqlite3 and redis, which need not be installed
             raise ConfigError(
@@ -240,9 +258,13 @@ class JobQueue:
         self.huey.storage.put_data(_PREFIX + job.id, json.dumps(asdict(job)).encode())
 
     def _forget_old(self) -> None:
-        for job in self.jobs()[_KEPT:]:
-            if not job.open:
+        # What a project's last jobs of a kind saw decides about its next one, however long ago they were.
+        last: set[tuple[str, int, str]] = set()
+        for number, job in enumerate(self.jobs()):
+            key = (job.kind, job.project, job.state)
+            if number >= _KEPT and not job.open and key in last:
                 self.huey.storage.delete_data(_PREFIX + job.id)
+            last.add(key)
 
 
 def worker_name(process: int) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image as PilImage
 
@@ -30,12 +30,23 @@ from ..training.generation import generate
 from ..training.trainer import FitSettings, load_trainer, open_image
 from ..training.versions import Version, VersionStore
 from .jobs import Job
-from .models import build_agent, build_loader, load_version, need_client, project_folder, version_store
+from .models import (
+    Models,
+    build_agent,
+    build_client,
+    build_loader,
+    build_predictor,
+    load_version,
+    need_client,
+    project_folder,
+    version_store,
+)
 from .predictor import served_as
 from .settings import Settings
 
-__all__ = ["learn", "split"]
+__all__ = ["learn", "split", "switch_version"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _HELD_OUT = 0.1
 _LEAST = 2
@@ -92,19 +103,23 @@ def labelled_images(records: Iterable[Record]) -> list[LabelledImage]:
 def split(labelled: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """What is held out, and what to learn from. A task is held out for good: by its hash a tenth of all.
 
-    The task with the least hash is held out in any case, so that there is one. A task cannot become that later on,
-    unless it is new or others were deleted.
+    Of the tasks with objects that with the least hash is held out in any case, so that there is one. A task cannot
+    become that later on, unless it is new or others were deleted. Tasks in which nothing was drawn may have objects
+    some day, and so a tenth of them is held out, too.
 
     Raises:
         InputError: There are fewer than two tasks with objects.
     """
-    marks = {item.task: _mark(item.task) for item in labelled if item.masks}
-    if len(marks) < _LEAST:
-        raise InputError(f"{len(marks)} tasks have annotated objects; training needs {_LEAST}, one of them to judge by")
-    limit = max(_HELD_OUT, min(marks.values()))
+    marks = {item.task: _mark(item.task) for item in labelled}
+    filled = {item.task for item in labelled if item.masks}
+    if len(filled) < _LEAST:
+        raise InputError(
+            f"{len(filled)} tasks have annotated objects; training needs {_LEAST}, one of them to judge by"
+        )
+    limit = max(_HELD_OUT, min(marks[task] for task in filled))
     held = {task for task, mark in marks.items() if mark <= limit}
-    if len(held) == len(marks):
-        held.remove(max(marks, key=lambda task: marks[task]))
+    if filled <= held:
+        held.remove(max(filled, key=lambda task: marks[task]))
     return [x for x in labelled if x.task in held], [x for x in labelled if x.task not in held]
 
 
@@ -197,6 +212,30 @@ def _tell(client: LabelStudioClient, project: int, before: str, after: str) -> N
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": after})
     except ApiError as error:
         log.warning("project %d still names the version %s: %s", project, before, error)
+
+
+def switch_version(settings: Settings, project: int, change: Callable[[VersionStore], T]) -> T:
+    """Let a person decide which version serves a project, and the project name it where it named the one before.
+
+    Args:
+        settings: Of the server.
+        project: Project id.
+        change: Promotes or rolls back; its answer is returned.
+
+    Raises:
+        ConfigError: A model cannot be loaded.
+        InputError: There is no such version.
+    """
+    store, client = version_store(settings), build_client(settings)
+    if client is None:
+        return change(store)
+    with closing(client), closing(build_predictor(settings)) as base:
+        before = Models(settings, base, store).predictor(project).model_version
+        answer = change(store)
+        after = Models(settings, base, store).predictor(project).model_version
+        if after != before:
+            _tell(client, project, before, after)
+        return answer
 
 
 def _draw(work: Path, agent: SegAgent, held: Sequence[LabelledImage]) -> None:

@@ -196,6 +196,16 @@ class Models:
         names = [served_as(name, self._settings.refine_masks) for name in made]
         return [*dict.fromkeys([*names, self.base.model_version])]
 
+    def serving(self, project: int) -> str | None:
+        """The version that serves a project; None where the settings' models do, perhaps as it cannot be used."""
+        try:
+            name = self.store.current(project)
+        except ConfigError as error:
+            log.error("%s", error)
+            return None
+        start = (self.base.agent.policy.version, self.base.agent.segmenter.version)
+        return name if any((v.name, v.start) == (name, start) for v in self.store.versions(project)) else None
+
     def _switch(self, project: int) -> None:
         try:
             self._load(project)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import SegAgentError
+from ..errors import InputError, SegAgentError
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
 from ..training.acquisition import labelling_order, look_twice
@@ -131,6 +131,8 @@ def clear_ranking(settings: Settings, project: int) -> int:
 
 def _look(predictor: Predictor, config: LabelConfig, task: dict[str, Any]) -> _Look:
     items = predictor.items(config, task, 0)
+    if not items:
+        raise InputError("there is no label to look for: neither the labelling config nor the task's data has one")
     agent = predictor.agent
     found, unsure = look_twice(agent, [(item.image, item.prompt) for item in items])
     features = agent.segmenter.describe(agent.encode(items[0].image))

@@ -116,15 +116,20 @@ def _named_here() -> bool:
 def _project(models: Models, number: int) -> dict[str, Any]:
     """What the page shows of a project: its versions oldest first, and the learning curve as an SVG polyline."""
     versions = models.store.versions(number)
-    current = models.store.current(number)
+    current = models.serving(number)
     rows = [
         {
             "name": v.name, "current": v.name == current, "pictures": _pictures(models, number, v.name),
-            **{key: v.report.get(key) for key in ("miou", "miou_before", "trained_on", "held_out", "promoted")},
+            "promoted": v.report.get("promoted") is True,
+            **{key: _number(v.report.get(key)) for key in ("miou", "miou_before", "trained_on", "held_out")},
         }
         for v in versions
     ]  # fmt: skip
     return {"number": number, "current": current or models.base.model_version, "versions": rows, "curve": _curve(rows)}
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) else None
 
 
 def _pictures(models: Models, project: int, name: str) -> list[str]:
@@ -133,6 +138,6 @@ def _pictures(models: Models, project: int, name: str) -> list[str]:
 
 def _curve(rows: list[dict[str, Any]]) -> list[tuple[float, float, dict[str, Any]]]:
     """(x, y, version) in a box of 600 by 160: mIoU over annotated tasks."""
-    points = [row for row in rows if isinstance(row["miou"], (int, float)) and row["trained_on"]]
+    points = [row for row in rows if row["miou"] is not None and row["trained_on"]]
     most = max((row["trained_on"] for row in points), default=1)
     return [(40 + 540 * row["trained_on"] / most, 150 - 140 * row["miou"], row) for row in points]

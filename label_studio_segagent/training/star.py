@@ -9,6 +9,7 @@ Source: SegAgent (arXiv 2503.08625), section 4; docs/SEGAGENT.md, section 5.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ def star(
         The rounds, round 0 first.
 
     Raises:
-        InputError: There is nothing to learn from, or ids repeat.
+        InputError: There is nothing to learn from, ids repeat, or `out` holds another run.
         ConfigError: The starting model cannot be loaded or trained.
     """
     settings, annotator = settings or StarSettings(), annotator or SimulatedAnnotator()
@@ -102,6 +103,10 @@ def star(
         raise InputError("StaR+ needs samples to learn on; there are none")
     images = images or image_reader(samples)
     out.mkdir(parents=True, exist_ok=True)
+    _check_same(out / "settings.json", {
+        "start": trainer.start, "segmenter": segmenter.version, "max_clicks": settings.max_clicks,
+        "min_gain": settings.min_gain, "samples": _digest(samples), "held_out": _digest(held_out),
+    })  # fmt: skip
     original = annotate(samples, segmenter, annotator, settings) if original is None else original
     rounds: list[Round] = []
     for number in range(settings.rounds + 1):
@@ -168,6 +173,21 @@ def image_reader(samples: Sequence[Sample]) -> ImageReader:
         raise InputError(f"{len(samples)} samples have {len(ids)} different ids; each needs one of its own")
     known = {image_name(sample): sample.image for sample in samples}
     return lambda trajectory: known[trajectory.image] if trajectory.image in known else open_image(trajectory)
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    names = json.dumps([[sample.id, sample.prompt] for sample in samples])
+    return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+
+
+def _check_same(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with another run than the one that a folder holds."""
+    if not path.exists():
+        _write(path, settings)
+    before = json.loads(path.read_text("utf-8"))
+    other = {name: before.get(name) for name in settings if before.get(name) != settings[name]}
+    if other:
+        raise InputError(f"{path.parent} holds a run with other settings: {other}; name another folder")
 
 
 def _write(path: Path, content: Any) -> None:

@@ -65,7 +65,8 @@ class VersionStore:
     def versions(self, project: int) -> list[Version]:
         """The trained versions of a project, oldest first; folders that are no version are passed over."""
         home = self._home(project)
-        found = [_read(path) for path in home.glob("*/version.json")] if home.is_dir() else []
+        folders = [path for path in home.iterdir() if _NAME.fullmatch(path.name)] if home.is_dir() else []
+        found = [_read(path / "version.json") for path in folders]
         return sorted((v for v in found if v is not None), key=lambda v: v.created)
 
     def folder_of(self, project: int, name: str) -> Path:
@@ -121,7 +122,7 @@ class VersionStore:
         _write(work / "version.json", fields)
         target = home / version.name
         if target.exists():
-            shutil.rmtree(target)
+            _discard(target)
         work.rename(target)
         _sync(home)
         stored = _read(target / "version.json")
@@ -158,7 +159,7 @@ class VersionStore:
         current, versions = self.current(project), self.versions(project)
         doomed = [v.name for v in versions[: max(len(versions) - keep, 0)] if v.name != current]
         for name in doomed:
-            shutil.rmtree(self._home(project) / name)
+            _discard(self._home(project) / name)
         return doomed
 
     def _home(self, project: int) -> Path:
@@ -182,9 +183,18 @@ def _read(path: Path) -> Version | None:
     try:
         fields = json.loads(path.read_text("utf-8"))
         start = tuple(map(str, fields["start"]))
-        return Version(path.parent.name, fields["policy"], (start[0], start[1]), fields["created"], fields["report"])
+        created, report = float(fields["created"]), dict(fields["report"])
+        return Version(path.parent.name, str(fields["policy"]), (start[0], start[1]), created, report)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def _discard(folder: Path) -> None:
+    """Delete a version; a crash on the way leaves none of it where versions are, but perhaps a hidden folder."""
+    doomed = folder.with_name(f".gone-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _write(path: Path, fields: Mapping[str, Any]) -> None:

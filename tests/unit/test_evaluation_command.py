@@ -115,6 +115,7 @@ def test_refining(data: Path, tmp_path: Path) -> None:
         (("nowhere",), "there is no nowhere"),
         (("label-studio:x",), "label-studio:12"),
         (("label-studio:3",), "LABEL_STUDIO_URL is not set"),
+        (("label-studio:3", "--split", "val"), "has no split 'val'"),
         (("DATA", "--split", "test"), "no split 'test'; it has val"),
         (("DATA", "--policy", "[b]nope"), "unknown policy '[b]nope'"),
         (("DATA", "--candidates", "0"), "SEGAGENT_CANDIDATES"),

@@ -148,6 +148,7 @@ def test_the_segagent_layout_out_and_in(data: Path, tmp_path: Path) -> None:
         (("nowhere",), "there is no nowhere"),
         (("label-studio:x",), "label-studio:12"),
         (("label-studio:3",), "LABEL_STUDIO_URL is not set"),
+        (("label-studio:3", "--split", "val"), "has no split 'val'"),
         (("DATA", "--split", "val"), "no split 'val'; it has train"),
         (("DATA", "--tau-stop", "1.5"), "tau_stop is 1.5"),
         (("DATA", "--tau-diff", "nan"), "tau_diff is nan"),

@@ -155,3 +155,22 @@ def test_verdicts_data_sets_and_the_report(agent: SegAgent, picture: Path, scene
     assert "&lt;b&gt;half" in page and "<b>half" not in page and "&lt;i&gt;title" in page
     with pytest.raises(InputError, match="unknown format"):
         export(verdicts, tmp_path, "xml")
+
+
+def test_odd_texts_end_nothing(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:
+    prompts = ["two\u2028lines\x85", "half \ud83d a pair", "\u732b" * 200, "../up"]
+    rows = [
+        Record(picture, prompt, encode_mask(scene.mask), f"{n}/r", (*scene.mask.shape,),
+               {"task": 1, "annotation": n, "region": f"r{n} \ud83d", "by": 5, "updated": "now"})
+        for n, prompt in enumerate(prompts, 1)
+    ]  # fmt: skip
+    annotated, store = list(group_records(rows)), FindingStore(tmp_path / "q.jsonl")
+    found, fresh = run(agent, annotated, store)
+    assert fresh == 4 and run(agent, annotated, store) == (found, 0)
+    for kind, least in (("coco", 0.0), ("masks", 0.0), ("coco", 1.1), ("labelstudio", 0.0)):
+        verdicts = judge(annotated, found, least)
+        task = {"data": {}, "annotations": [{"id": 2, "result": [{"id": "r2 \ud83d"}]}]}
+        assert sum(export(verdicts, tmp_path / kind, kind, [task])) == 4
+        write_report(verdicts, tmp_path / kind / "report.html", "\ud83d", least)
+    folders = [path.name for path in (tmp_path / "masks" / "masks").iterdir()]
+    assert len(folders) == 4 and all(len(name.encode()) < 256 for name in folders)

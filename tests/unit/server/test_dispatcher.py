@@ -136,6 +136,44 @@ def test_submitted_annotations_are_checked_when_that_is_wanted(
     assert office.look(6) == ["1: annotations were submitted"]
 
 
+def test_a_check_that_failed_in_passing_is_tried_again(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+
+    def check(error: Exception | None = None) -> None:
+        def do(job: Any, report: Any) -> dict[str, Any]:
+            if error:
+                raise error
+            return {}
+
+        assert office.queue.do_next({"qc": do})
+
+    office.annotate(1)
+    office.look(6)
+    check(ApiError("no answer"))
+    assert office.look(30) == [] and office.look(70) == ["1: annotations were submitted"]
+    check(ApiError("no answer"))
+    assert office.look(70) == [] and office.look(130) == ["1: annotations were submitted"]
+    check(InputError("no such project"))
+    assert office.look(9999) == []
+    office.annotate(1)
+    office.look(6)
+    check()
+    assert office.look(9999) == [] and office.queue.jobs()[0].after == 0
+
+
+def test_checked_projects_stay_checked_however_much_others_do(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+    for project in range(120):
+        office.annotate(1, project)
+    assert len(office.look(6)) == 120
+    while office.queue.do_next({"qc": lambda job, report: {}}):
+        pass
+    office.annotate(1, 3)
+    assert office.look(6) == ["3: annotations were submitted"] and office.look(99) == []
+
+
 def test_a_check_is_about_what_was_submitted_since_the_last_good_one(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ from label_studio_segagent.cli import app as command_line
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.server.app import create_app
 from label_studio_segagent.server.doctor import Check, examine
+from label_studio_segagent.server.models import load_version, version_store
 from label_studio_segagent.server.predictor import Predictor
+from label_studio_segagent.training.versions import Version
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PAT = "a.personal.token"
@@ -246,6 +248,18 @@ def test_the_project_shows_another_version(diagnose: Diagnose, studio: Any, vers
     checks = diagnose()
     assert bad(checks) == {"project 3: model version": "warning"}
     assert "score column" in checks["project 3: model version"].remedy
+
+
+def test_a_project_that_has_learned_shows_its_own_version(
+    diagnose: Diagnose, studio: Any, settings: Any, predictor: Predictor
+) -> None:
+    store, agent = version_store(settings()), predictor.agent
+    version = Version("learned", "embedded", (agent.policy.version, agent.segmenter.version))  # not the settings' model
+    own = load_version(settings(), agent, store, 3, version).version
+    store.promote(3, store.add(3, version).name)
+    assert bad(diagnose()) == {"project 3: model version": "warning"}
+    studio.project["model_version"] = own
+    assert own != predictor.model_version and bad(diagnose()) == {}
 
 
 def test_an_image_that_cannot_be_fetched(diagnose: Diagnose, studio: Any, web_answer: Any) -> None:

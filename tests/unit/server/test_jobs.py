@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -175,6 +177,41 @@ def test_old_jobs_are_forgotten_but_open_ones_kept(queue: JobQueue) -> None:
     queue.enqueue("train", 2, "new")
     kept = queue.jobs()
     assert len(kept) == 100 and first.id in {job.id for job in kept}
+
+
+def test_what_a_project_was_last_told_is_not_forgotten(queue: JobQueue) -> None:
+    queue._put(Job("a", "qc", 7, "long ago", state="done", upto=3, created=1.0))
+    queue._put(Job("b", "qc", 7, "long ago", state="done", upto=5, created=2.0))
+    queue._put(Job("c", "qc", 7, "long ago", state="failed", upto=4, created=1.5))
+    queue._put(Job("d", "train", 7, "long ago", state="done", upto=5, created=2.0))
+    for number in range(120):
+        queue._put(Job(f"x{number}", "train", 1, "busy", state="done", created=3.0 + number))
+    queue.enqueue("train", 1, "new")
+    assert {job.id for job in queue.jobs() if job.project == 7} == {"b", "c", "d"} and len(queue.jobs()) == 103
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["BOMB"],)
+
+
+def test_nothing_in_the_queue_can_run(queue: JobQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOMB", str(tmp_path / "bang"))
+    job = queue.enqueue("train", 4, "because")
+    [held] = queue.huey.storage.enqueued_items()
+    assert b"\x80" not in held and json.loads(held)[2] == [job.id]
+    for odd in (pickle.dumps(Bomb()), b"", b"{", b"[]", b'["x", "os.mkdir", ["y"]]', b"[[[1]], 2, 3]"):
+        queue.huey.storage.flush_queue()
+        queue.huey.storage.enqueue(odd)
+        assert queue.revive() == []  # it may be read here, too
+        with contextlib.suppress(Exception):  # huey's worker logs it and goes on
+            queue.do_next({"train": lambda job, report: {}})
+        assert queue.huey.pending_count() == 0
+    assert not (tmp_path / "bang").exists()
+    # The job whose message was lost is found again.
+    queue._put(replace(job, beat=1.0))
+    assert [j.id for j in queue.revive()] == [job.id]
+    assert queue.do_next({"train": lambda job, report: {}}) and queue.jobs()[0].state == "done"
 
 
 def test_foreign_records_are_passed_over(queue: JobQueue) -> None:

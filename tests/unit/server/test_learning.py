@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from label_studio_segagent.datasets.record import Record
 from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.trajectory import encode_mask
 from label_studio_segagent.server.jobs import Job
-from label_studio_segagent.server.learning import _alone, labelled_images, learn, split
+from label_studio_segagent.server.learning import _alone, labelled_images, learn, split, switch_version
+from label_studio_segagent.server.models import build_predictor, load_version, version_store
 from label_studio_segagent.server.settings import Settings
 from label_studio_segagent.training.evaluation import LabelledImage
-from label_studio_segagent.training.versions import VersionStore
+from label_studio_segagent.training.versions import Version, VersionStore
 
 MASK = encode_mask(np.eye(4, dtype=bool))
 
@@ -42,6 +45,16 @@ def test_what_was_trained_on_is_never_held_out_later(now: set[int], more: set[in
         assert not trained & {x.task for x in later}
 
 
+@given(st.sets(st.integers(0, 10**6), min_size=6, max_size=40), st.sets(st.integers(0, 10**6), max_size=40))
+def test_a_task_without_objects_is_not_learned_from_if_it_is_held_out_once_it_has_some(
+    now: set[int], empty: set[int]
+) -> None:
+    nothing = [LabelledImage(f"{n}.png", "cat", (), str(n)) for n in empty - now]
+    _, taught = split([*tasks(*now), *nothing])
+    later, _ = split(tasks(*(now | empty)))
+    assert not {x.task for x in taught} & {x.task for x in later}
+
+
 def test_too_few_tasks() -> None:
     with pytest.raises(InputError, match="1 tasks have annotated objects"):
         split([*tasks(1), LabelledImage("2.png", "cat", (), "2")])
@@ -63,6 +76,30 @@ def test_annotations_of_several_people_stay_apart() -> None:
 def test_without_label_studio_there_is_nothing_to_learn(settings: Callable[..., Settings]) -> None:
     with pytest.raises(ConfigError, match="LABEL_STUDIO_URL"):
         learn(settings(), Job("a", "train", 1, "why"), lambda share, step: None)
+
+
+def test_label_studio_is_told_of_a_rollback(settings: Callable[..., Settings], web: Any) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    with closing(build_predictor(given)) as base:
+        agent, plain = base.agent, base.model_version
+    store = version_store(given)
+    version = Version("learned", "embedded", (agent.policy.version, agent.segmenter.version))
+    own = load_version(given, agent, store, 3, version).version
+    store.add(3, version)
+    project = {"id": 3, "model_version": plain}
+    backends = [{"id": 8, "title": plain, "url": "http://b", "project": 3}, {"id": 9, "title": "somebody's"}]
+
+    def patch(known: dict[str, Any]) -> Callable[[Any], Any]:
+        return lambda request: known.update(request.json) if request.method == "PATCH" else known
+
+    web.routes.update({"/api/ml": backends, "/api/projects/3/": patch(project), "/api/ml/8": patch(backends[0])})
+    switch_version(given, 3, lambda store: store.promote(3, "learned"))
+    assert (project["model_version"], backends[0]["title"]) == (own, own)
+    assert switch_version(given, 3, lambda store: store.rollback(3)) is None
+    assert (project["model_version"], [b["title"] for b in backends]) == (plain, [plain, "somebody's"])
+    web.routes.clear()  # out of order: the switch is made nevertheless
+    switch_version(given, 3, lambda store: store.promote(3, "learned"))
+    assert store.current(3) == "learned"
 
 
 def test_one_training_a_project(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from typer.testing import CliRunner
 
+from label_studio_segagent.cli import app as command_line
 from label_studio_segagent.server.inbox import Inbox
 from label_studio_segagent.server.jobs import JobQueue
-from label_studio_segagent.server.models import project_folder
+from label_studio_segagent.server.models import project_folder, version_store
+from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import Settings
 from label_studio_segagent.server.worker import job_functions
+from label_studio_segagent.training.versions import Version
 
 HERE = {"Origin": "http://localhost"}
 AWAY = {"REMOTE_ADDR": "10.0.0.9"}
@@ -36,6 +40,24 @@ def test_projects_are_listed_whatever_told_of_them(client: FlaskClient, body: Ca
     seen = page(client)
     assert all(f"<h2>Project {number}</h2>" in seen for number in (31, 32, 33)) and "Project 34" not in seen
     assert seen.count("Check the masks</button>") == seen.count("Refine the masks</button>") == 3
+
+
+def test_versions_that_cannot_serve(
+    client: FlaskClient, settings: Callable[..., Settings], predictor: Predictor
+) -> None:
+    store, agent = version_store(settings()), predictor.agent
+    odd = {"miou": "0.5", "trained_on": [3], "miou_before": None, "promoted": "<b>"}
+    for project, start in ((7, (agent.policy.version, agent.segmenter.version)), (8, ("of", "others"))):
+        store.workplace(project)
+        store.promote(project, store.add(project, Version(f"own-{project}", "saliency", start, report=odd)).name)
+    seen = page(client)
+    assert "Served by <code>own-7<" in seen and "Served by <code>own-8<" not in seen and "own-8" in seen
+    assert seen.count("<td>serving</td>") == 1 and "<b>" not in seen
+    (store.folder / "7" / "current.json").write_text("{")
+    assert page(client).count(f"Served by <code>{predictor.model_version}<") == 2
+    environment = {"SEGAGENT_DATA_DIR": str(settings().data_dir)}
+    result = CliRunner().invoke(command_line, ["models", "list"], env=environment)
+    assert result.exit_code == 1 and "delete it" in " ".join(result.output.split())
 
 
 def test_a_button_starts_one_job(client: FlaskClient, queue: JobQueue) -> None:

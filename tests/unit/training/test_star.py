@@ -66,6 +66,13 @@ def test_rounds_learn_from_the_union_and_are_not_repeated(tmp_path: Path) -> Non
     # What is there is not done again; one more round is.
     again = star(trainer, load, Brush(), samples, tmp_path, StarSettings(rounds=2), held_out=samples[:1])
     assert again[:2] == rounds and len(trainer.calls) == 3 and again[2].model == "model-3"
+    # Another run is no continuation of this one.
+    with pytest.raises(InputError, match="other settings: {'samples'.*name another folder"):
+        star(trainer, load, Brush(), samples[:2], tmp_path, StarSettings(rounds=1), held_out=samples[:1])
+    trainer.start = "another"
+    with pytest.raises(InputError, match="other settings: {'start': 'start'}"):
+        star(trainer, load, Brush(), samples, tmp_path, StarSettings(rounds=1), held_out=samples[:1])
+    assert len(trainer.calls) == 3
 
 
 def test_an_interrupted_round_keeps_its_rollouts(tmp_path: Path) -> None:

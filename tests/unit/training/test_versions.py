@@ -75,6 +75,35 @@ def test_half_a_version_is_none(store: VersionStore) -> None:
         store.current(3)
 
 
+def test_what_is_being_made_is_no_version(store: VersionStore) -> None:
+    make(store, "a", 1.0)
+    # Killed between the last file and the renaming: all is there, but in the workplace.
+    work = store.workplace(3)
+    (work / "version.json").write_text((store.folder / "3" / "a" / "version.json").read_text())
+    assert [v.name for v in store.versions(3)] == ["a"]
+    store.promote(3, "a")
+    assert store.prune(3, 0) == [] and (work / "version.json").exists()
+
+
+@pytest.mark.parametrize("odd", [{"created": "x"}, {"created": None}, {"report": [1]}, {"report": "x"}, {"start": []}])
+def test_a_damaged_version_is_none(store: VersionStore, odd: dict[str, object]) -> None:
+    make(store, "a", 1.0)
+    make(store, "b", 2.0)
+    path = store.folder / "3" / "b" / "version.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
+    assert [v.name for v in store.versions(3)] == ["a"]
+
+
+def test_a_version_disappears_as_a_whole(store: VersionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store, "a", 1.0)
+    make(store, "b", 2.0)
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **options: None)  # killed before the first file is deleted
+    assert store.prune(3, 1) == ["a"] and [v.name for v in store.versions(3)] == ["b"]
+    monkeypatch.undo()
+    make(store, "a", 3.0)
+    assert store.prune(3, 1) == ["b"] and [v.name for v in store.versions(3)] == ["a"]
+
+
 def test_the_same_version_again_replaces_itself(store: VersionStore) -> None:
     make(store, "a", 1.0)
     make(store, "a", 2.0)
