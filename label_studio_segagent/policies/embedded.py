@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from typing_extensions import override
 
 from ..errors import ConfigError
@@ -58,6 +59,7 @@ class ActSettings:
         doubt: Score from which a target explains a mask, or answers when one is asked for, relative to the score from
             which it is proposed.
         most: Targets handed out per image.
+        judged: The judge's share of what the mask should be; the rest is the reviewer's.
     """
 
     thinnest: float = 0.04
@@ -66,6 +68,7 @@ class ActSettings:
     salient_score: float = 0.6
     doubt: float = 0.25
     most: int = 40
+    judged: float = 0.5
 
 
 @dataclass(slots=True)
@@ -92,7 +95,7 @@ class Glimpse:
     Attributes:
         view: The window of the image.
         box: (x0, y0, x1, y1) pixels around the object, or None when only its mask is known.
-        maps: The segmenter's maps (1, c, h, w) at strides 4, 8, 16 and its embeddings at stride 8, not padded.
+        maps: What the segmenter's encoder says, (1, c, h, w) each, not padded.
         context: (1, c, h, w) at stride 8: what the locator says about these places; not padded either.
     """
 
@@ -222,8 +225,6 @@ class EmbeddedPolicy(Policy):
         if glimpse is None:
             return [self.decide(Finish(), 0.0, image)]
         drawn, rating = self._review(observed, glimpse)
-        if not mask.any():
-            rating = 0.0
         if rating >= self.settings.good:
             return [self.decide(Finish(), rating, image)]
         actions = choose_clicks(mask, drawn, glimpse.view, observed.rejected, least=self.settings.thinnest, count=count)
@@ -263,12 +264,17 @@ class EmbeddedPolicy(Policy):
         net, view, label = self.net, glimpse.view, self._label(observed.prompt)
         side = net.config.view
         with torch.inference_mode():
-            *maps, context = pad_maps([*glimpse.maps, glimpse.context], [side // s for s in (4, 8, 16, 8, 8)])
-            state = torch.from_numpy(draw_state(cut_mask(observed.mask, view), glimpse.box, view, side))[None]
-            logits, rating = net.reviewer(maps, state, context, net.vectors[label : label + 1])
-            rating = torch.sigmoid(rating * net.calibration[0] + net.calibration[1])
-            drawn = torch.sigmoid(logits[0, 0, : view.height // 4, : view.width // 4]).numpy()
-        return drawn, float(rating[0])
+            *maps, context = pad_maps([*glimpse.maps[:4], glimpse.context], [side // s for s in (4, 8, 16, 8, 8)])
+            cut = cut_mask(observed.mask, view)
+            state = torch.from_numpy(draw_state(cut, glimpse.box, view, side))[None]
+            logits, reviewed = net.reviewer(maps, state, context, net.vectors[label : label + 1])
+            drawn = torch.sigmoid(logits[:, :, : view.height // 4, : view.width // 4])
+            if not observed.mask.any():
+                return drawn[0, 0].numpy(), 0.0
+            finished, judged = net.judge(glimpse.maps, torch.from_numpy(cut)[None, None])
+            share = self.settings.judged
+            drawn = (1 - share) * drawn + share * F.avg_pool2d(torch.sigmoid(finished), 2)
+        return drawn[0, 0].numpy(), float(net.rating(reviewed, judged)[0])
 
     def _zoom(self, seen: Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
         """The segmenter's view of what is in a box.
@@ -286,7 +292,7 @@ class EmbeddedPolicy(Policy):
                 seen.zoomed.move_to_end(view)
                 return view, seen.zoomed[view]
         with torch.inference_mode():
-            maps = self.segmenter.net.encode(torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float())[:4]
+            maps = self.segmenter.net.encode(torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float())
         with self._lock:
             seen.zoomed[view] = maps
             while len(seen.zoomed) > _VIEWS_KEPT:

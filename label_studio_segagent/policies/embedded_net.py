@@ -1,9 +1,9 @@
-"""The network of the embedded policy: a locator that finds what a label names, and a reviewer that judges a mask.
+"""The network of the embedded policy: a locator that finds what a label names, a reviewer and a judge of masks.
 
 The locator looks at the whole image through a frozen ImageNet backbone of its own, as finetuning for clicks costs the
 segmenter's much of what it knew about classes, and through the segmenter's, which knows where objects end. The reviewer
 looks at the segmenter's zoomed view of the object and draws what the mask should be; clicks and rating follow from how
-the two differ.
+the two differ. The judge says the same without knowing what is looked for.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..segmenters.embedded_decoder import AttentionBlock, NetConfig, ResidualBlock
 from ..segmenters.embedded_encoder import EfficientNetLite
-from ..segmenters.embedded_net import AttentionBlock, ResidualBlock
+from .embedded_judge import Judge
 
 __all__ = ["Located", "Locator", "PolicyConfig", "PolicyNet", "Reviewer"]
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_JUDGED = 0.7
+"""The judge's share of the rating. Not fitted on training images, kept back or not: the segmenter's encoder has seen
+them, and the reviewer rates what it recognises better than it rates new images; the judge rates both alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,8 @@ class Reviewer(nn.Module):
         """Review N masks.
 
         Args:
-            maps: The segmenter's maps at strides 4, 8 and 16 and its embeddings at stride 8, padded to a square.
+            maps: The first four that the segmenter's encoder makes (strides 4, 8, 16, and embeddings at 8), padded to a
+                square.
             state: (N, STATE, h, w) at stride 4.
             context: (N, context + 2, h / 2, w / 2): the locator's context, region and heat, at the places of the view.
             text: (N, text) label vectors.
@@ -232,7 +237,7 @@ def _alike(embedding: Tensor, part: Tensor) -> Tensor:
 
 
 class PolicyNet(nn.Module):
-    """Backbone (frozen), label vectors, locator and reviewer.
+    """Backbone (frozen), label vectors, locator, reviewer and judge.
 
     Args:
         config: Sizes and labels.
@@ -248,11 +253,12 @@ class PolicyNet(nn.Module):
         self.vectors = nn.Parameter(torch.randn(len(config.labels), config.text) * 0.7)
         self.biases = nn.Parameter(torch.full((len(config.labels),), -2.0))
         _, c8, c16, c32 = self.backbone.channels
-        _, s8, s16, embedding = config.segmenter
+        s4, s8, s16, embedding = config.segmenter
         self.locator = Locator(config, (c8 + s8 + embedding, c16 + s16, c32))
         self.reviewer = Reviewer(config)
+        self.judge = Judge(NetConfig(channels=(s4, s8, s16), embedding=embedding))
         self.calibration = nn.Parameter(torch.tensor([1.0, 0.0, 0.3]), requires_grad=False)
-        """Of the rating's logit: factor and shift; and the least score of a target."""
+        """Of the reviewer's rating's logit: factor and shift; and the least score of a target."""
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -263,6 +269,7 @@ class PolicyNet(nn.Module):
             maps: list[Tensor] = self.backbone(images)
         return maps[1:]
 
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that training changes."""
-        return [p for p in self.parameters() if p.requires_grad]
+    def rating(self, reviewed: Tensor, judged: Tensor) -> Tensor:
+        """The predicted IoU from the logits of the reviewer and the judge, all (N,)."""
+        factor, shift, _ = self.calibration
+        return (1 - _JUDGED) * torch.sigmoid(reviewed * factor + shift) + _JUDGED * torch.sigmoid(judged)

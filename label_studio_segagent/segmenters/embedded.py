@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask, check_image
 from .base import ImageState, Segmentation, Segmenter
-from .embedded_net import Prompt
+from .embedded_decoder import Prompt
 from .embedded_views import View, object_box, resize_map, without_strays, zoom_window
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 

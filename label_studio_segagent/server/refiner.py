@@ -20,7 +20,7 @@ from ..labelstudio.regions import Region, read_regions, write_region
 
 __all__ = ["LEAST_GAIN", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
 
-LEAST_GAIN = 0.2
+LEAST_GAIN = 0.15
 """Smallest rise of the policy's rating for which a region is replaced, where nobody says another."""
 _OURS = ("segagent-", "refine-", "qc-")
 _OUTLINES = ("brush", "bitmask", "magicwand", "polygon", "vector", "")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .backbone import load_imagenet
 from .feeding import keep_memory
 from .policy_calibration import calibrate_rating, calibrate_targets
 from .policy_data import Scene, cached, crop_scene, is_development, read_scenes, whole_features
+from .policy_judging import JudgeDataset, judging_loss
 from .policy_locating import LocatorDataset
 from .policy_reviewing import Review, ReviewDataset, make_reviews
 from .policy_states import make_states, read_states
@@ -31,6 +33,8 @@ from .segmenter_report import write_card
 __all__ = ["PolicySettings", "train_policy"]
 
 log = logging.getLogger(__name__)
+_FINETUNING = 0.2
+"""Share of the learning rate for what was trained before."""
 _NOTES = (
     "The backbone has ImageNet weights of EfficientNet-Lite (Apache-2.0). COCO annotations are CC BY 4.0, COCO images\n"
     "under their Flickr terms; ECSSD and Penn-Fudan are published for research. No image is shipped.\n"
@@ -44,16 +48,19 @@ _USE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings(Pace):
-    """How to train. The budget is that of the two trainings; features come on top.
+    """How to train. The budget is that of the three trainings; features come on top.
 
     Attributes:
-        locating: Share of the budget for the locator; the rest is for the reviewer.
+        locating: Share of the budget for the locator.
+        judging: Share for the judge; the rest is for the reviewer.
         trajectory_minutes: Time for making trajectories, at most; none is made for objects that have one.
         scenes: Images in a batch of the locator.
         crops: Parts of each image that it learns from as well.
         prompts: Labels looked for in each of them, at most.
         reviews: Masks in a batch of the reviewer.
         per_scene: Objects per image that are reviewed, largest first.
+        crops_judged: Objects in a batch of the judge.
+        masks_judged: Masks of each of them.
     """
 
     minutes: float = 60.0
@@ -64,20 +71,23 @@ class PolicySettings(Pace):
     stable: float = 0.5
     ema: float = 0.99
     log_steps: int = 25
-    locating: float = 0.55
+    locating: float = 0.35
+    judging: float = 0.35
     trajectory_minutes: float = 15.0
     scenes: int = 8
     crops: int = 1
     prompts: int = 3
     reviews: int = 12
     per_scene: int = 4
+    crops_judged: int = 4
+    masks_judged: int = 4
 
 
 def train_policy(
     data: Sequence[Path], out: Path, settings: PolicySettings, *, segmenter: Path | None = None,
     resume: bool = False, config: PolicyConfig | None = None,
 ) -> Path:  # fmt: skip
-    """Train the locator, make trajectories with it and the segmenter, and train the reviewer on their masks.
+    """Train locator and judge, make trajectories with them and the segmenter, and train the reviewer on their masks.
 
     Writes `policy.safetensors`, `states.jsonl` (the trajectories), `checkpoint.pt`, a log and curves of each training,
     and `MODEL_CARD.md` to `out`.
@@ -108,13 +118,22 @@ def train_policy(
         load_imagenet(net.backbone, net.config.backbone)
     fold(net)
     net.backbone.requires_grad_(False)
-    run = Run(out, settings, net, [{"params": net.trained()}], ["locator", "reviewer"])
+    # The judge starts as what the segmenter's decoder is.
+    net.judge.load_state_dict(clicker.net.state_dict(), strict=False)
+    known = {id(p) for p in net.judge.parameters()} - {id(p) for p in net.judge.rate.parameters()}
+    learned = [p for p in net.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learned if id(p) not in known]},
+        {"params": [p for p in learned if id(p) in known], "share": _FINETUNING},
+    ]
+    run = Run(out, settings, net, groups, ["locator", "judge", "reviewer"])
     if resume:
         run.load()
     kept = [is_development(s) for s in scenes]
     if all(kept):
         kept = [False] * len(scenes)
     figures = _train_locator(run, settings, clicker, scenes, kept)
+    _train_judge(run, settings, clicker, [s for s, k in zip(scenes, kept, strict=True) if not k])
     path = out / "policy.safetensors"
     if not run.stop:
         save_net(run.average, path, clicker.eyes)
@@ -148,6 +167,18 @@ def _train_locator(
     return calibrate_targets(run.average, LocatorDataset(held, seen, config, mirror=False))
 
 
+def _train_judge(
+    run: Run[PolicyNet], settings: PolicySettings, clicker: EmbeddedSegmenter, scenes: Sequence[Scene]
+) -> None:
+    dataset = JudgeDataset(scenes, run.net.config.view)
+    rng = np.random.default_rng((settings.seed, run.steps["judge"]))
+    run.loop(
+        "judge", settings.minutes * settings.judging,
+        lambda: dataset.batch(rng, settings.crops_judged, settings.masks_judged),
+        lambda batch: _learn(*judging_loss(run.net.judge, clicker.net, batch)),
+    )  # fmt: skip
+
+
 def _train_reviewer(
     run: Run[PolicyNet], settings: PolicySettings, policy: EmbeddedPolicy, scenes: Sequence[Scene], kept: Sequence[bool]
 ) -> Report:
@@ -167,8 +198,9 @@ def _train_reviewer(
     log.info("%d reviews, %d kept back, masks of %d rollouts", len(training), len(held), len(rollouts))
     dataset = ReviewDataset(training, config)
     rng = np.random.default_rng((settings.seed, run.steps["reviewer"]))
+    minutes = settings.minutes * (1 - settings.locating - settings.judging)
     run.loop(
-        "reviewer", settings.minutes * (1 - settings.locating), lambda: dataset.batch(rng, settings.reviews),
+        "reviewer", minutes, lambda: dataset.batch(rng, settings.reviews),
         lambda batch: _learn(*reviewing_loss(run.net, batch)[:2]),
     )  # fmt: skip
     return calibrate_rating(run.average, ReviewDataset(held or training, config, mirror=False))

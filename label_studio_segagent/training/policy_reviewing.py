@@ -116,7 +116,7 @@ def _glance(
         "window": tuple(int(v) for v in glimpse.view.window), "crop": (glimpse.view.height, glimpse.view.width),
         "box": None if glimpse.box is None else tuple(float(v) for v in glimpse.box),
         "label": 0 if name == SALIENT else policy.net.config.labels.index(name),
-        "maps": [m[0].half().clone() for m in glimpse.maps], "context": glimpse.context[0].half().clone(),
+        "maps": [m[0].half().clone() for m in glimpse.maps[:4]], "context": glimpse.context[0].half().clone(),
         "wanted": right, "shown": list(shown), "ious": [_iou(m, right) for m in shown],
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from pycocotools import mask as rle_codec
 from ..errors import InputError
 from .mask_corruption import corrupt_mask
 
-__all__ = ["CropDataset", "CropSample", "Source", "Target", "read_coco"]
+__all__ = ["CropDataset", "CropSample", "Source", "Target", "crop_matrix", "jitter_colour", "read_coco", "warp"]
 
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -143,11 +143,11 @@ class CropDataset:
         height, width = image.shape[:2]
         chosen = int(rng.integers(len(source.rles)))
         zoom = bool(rng.random() < 0.5)
-        matrix = _view(source.box(chosen) if zoom else (0.0, 0.0, width, height), zoom, size, rng)
+        matrix = crop_matrix(source.box(chosen) if zoom else (0.0, 0.0, width, height), zoom, size, rng)
         order = [chosen] + [int(i) for i in rng.permutation(len(source.rles)) if i != chosen]
         views: list[tuple[Key, Bools]] = []
         for index in order[: 2 * targets + 1]:
-            soft = _warp(np.asarray(rle_codec.decode(source.rles[index]), np.uint8) * 255, matrix, size // 2, 0.5)
+            soft = warp(np.asarray(rle_codec.decode(source.rles[index]), np.uint8) * 255, matrix, size // 2, 0.5)
             # At least about 6 x 6 pixels of the crop.
             if np.count_nonzero(soft > 127) >= max(9, 0.0004 * soft.size):
                 views.append(((*place, index), soft > 127))
@@ -169,7 +169,7 @@ class CropDataset:
             if rng.random() < 0.25:
                 target.box = _some_box(view, rng)
             made.append(target)
-        return CropSample(_colour(_warp(image, matrix, size, 1.0, (124, 116, 104)), rng), made, matrix)
+        return CropSample(jitter_colour(warp(image, matrix, size, 1.0, (124, 116, 104)), rng), made, matrix)
 
     @staticmethod
     def _recall(target: Target, answer: _Answer, matrix: Float, size: int) -> None:
@@ -178,7 +178,7 @@ class CropDataset:
         # Both crops are seen at a quarter of their resolution.
         between = np.vstack([matrix, [0, 0, 1]]) @ to_image
         between[:2, 2] /= 4
-        warped = _warp(answer.probability, between[:2].astype(np.float32), size // 4, 1.0)
+        warped = warp(answer.probability, between[:2].astype(np.float32), size // 4, 1.0)
         target.prior = warped.astype(np.float32) / np.float32(255)
         points = (answer.clicks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - 1) / 2
         inside = ((points > -0.5) & (points < size / 2 - 0.5)).all(1)
@@ -234,7 +234,7 @@ def _open(path: Path) -> Bytes:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def _view(box: tuple[float, float, float, float], zoom: bool, size: int, rng: np.random.Generator) -> Float:
+def crop_matrix(box: tuple[float, float, float, float], zoom: bool, size: int, rng: np.random.Generator) -> Float:
     """The 2x3 matrix from pixels of the image to pixels of a square crop that shows `box`."""
     x0, y0, x1, y1 = box
     side = max(x1 - x0, y1 - y0)
@@ -256,7 +256,7 @@ def _view(box: tuple[float, float, float, float], zoom: bool, size: int, rng: np
     return np.concatenate([linear, offset[:, None]], 1).astype(np.float32)
 
 
-def _warp(
+def warp(
     image: Bytes, matrix: Float, size: int, factor: float, border: tuple[int, int, int] | int = 0
 ) -> npt.NDArray[np.uint8]:
     """Warp into (size, size), shrinking by area averaging first where much detail would alias."""
@@ -277,7 +277,8 @@ def _warp(
     return np.asarray(warped, np.uint8)
 
 
-def _colour(image: Bytes, rng: np.random.Generator) -> Bytes:
+def jitter_colour(image: Bytes, rng: np.random.Generator) -> Bytes:
+    """Change brightness, colours, contrast and sharpness a little; (H, W, 3) -> the same shape."""
     if rng.random() < 0.25:
         return image
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..segmenters.embedded_net import Prompt, SegmenterNet
+from ..segmenters.embedded_decoder import Prompt
+from ..segmenters.embedded_net import SegmenterNet
 from .click_sampling import ClickList, clicked_error, earlier_clicks, next_click
 from .segmenter_data import CropDataset, CropSample, Target
 

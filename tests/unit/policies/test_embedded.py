@@ -67,7 +67,7 @@ def test_unknown_labels_mean_the_same(tiny_policy: EmbeddedPolicy, scene: Sample
 
 def test_the_tireless_one_is_never_content(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
     easy = copy.copy(tiny_policy)
-    easy.settings = ActSettings(good=0.0)
+    easy.settings = ActSettings(good=0.0, judged=0.0)
     seen = [Observation(scene.image, scene.mask, "cat", (20, 10, 80, 60))]
     [content], [tireless] = easy.act(seen), easy.tireless().act(seen)
     assert isinstance(content.action, Finish) and isinstance(tireless.action, Click)

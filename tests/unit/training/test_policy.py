@@ -33,6 +33,8 @@ SMOKE = PolicySettings(
     trajectory_minutes=1,
     scenes=3,
     reviews=4,
+    crops_judged=2,
+    masks_judged=2,
     warmup=2,
     log_steps=2,
     checkpoint_minutes=0.02,
@@ -94,7 +96,7 @@ def trained(data: Path, clicker: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Path, clicker: Path) -> None:
-    for part in ("locator", "reviewer"):
+    for part in ("locator", "judge", "reviewer"):
         with (trained / f"{part}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
