@@ -19,7 +19,7 @@ from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
 from ..quality.calibration import Calibration
 from ..quality.consensus import annotator_scores, consensus
-from ..quality.export import FORMATS, export, judge, write_consensus
+from ..quality.export import FORMATS, export, judge, rightly_empty, write_consensus
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
@@ -68,6 +68,8 @@ class Checked:
         view: Id of the Data Manager tab.
         boxes: Whether issue boxes were written; without the control there are none.
         calibration: Of the scores.
+        annotated: What was read, and judged or not.
+        title: Of the project.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -76,6 +78,8 @@ class Checked:
     view: int = 0
     boxes: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    annotated: list[Annotated] = field(default_factory=list)
+    title: str = ""
 
 
 @contextmanager
@@ -111,24 +115,28 @@ def check_project(
     """
     folder = project_folder(settings, project)
     done = Checked(calibration=Calibration.load(folder / "calibration.json"))
+
+    def failed(task: Any, reason: str) -> None:
+        done.failures.append((task, reason))
+
     with opened_project(settings, project) as (client, loader, agent):
         if control:
             add_control(client, project)
         fields = client.call("GET", f"/api/projects/{project}/")
-        done.boxes = has_control(str(fields["label_config"]))
+        done.boxes, done.title = has_control(str(fields["label_config"])), str(fields.get("title"))
         progress(0.0, "reading annotations")
-        annotated = read_annotated(client, loader, project, folder, lambda t, r: done.failures.append((t, r)), tasks)
+        done.annotated = read_annotated(client, loader, project, folder, failed, tasks)
         count = 0
 
         def note(finding: Finding, fresh: bool) -> None:
             nonlocal count
             count += 1
             done.fresh += fresh
-            progress(0.9 * count / len(annotated), f"inspecting {len(annotated)} annotations")
+            progress(0.9 * count / len(done.annotated), f"inspecting {len(done.annotated)} annotations")
 
         done.findings = inspect_all(
-            agent, annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
-            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note, tasks=tasks,
+            agent, done.annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
+            calibration=done.calibration, failed=failed, progress=note, tasks=tasks,
         )  # fmt: skip
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
@@ -143,20 +151,20 @@ def check_project(
                 write_findings(client, project, task, findings, agent.version, done.boxes)
                 notes.add(task, digest)
             except SegAgentError as error:
-                done.failures.append((task, str(error)))
+                failed(task, str(error))
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
         for task in _left(written, by_task, done.failures, tasks):
             try:
                 withdraw_findings(client, project, task)
                 notes.add(task, "")
             except SegAgentError as error:
-                done.failures.append((task, str(error)))
+                failed(task, str(error))
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
     if report:
-        verdicts = judge(annotated, done.findings, _KEPT_FROM)
-        write_report(verdicts, folder / REPORT, str(fields.get("title")), _KEPT_FROM)
+        verdicts = judge(done.annotated, done.findings, _KEPT_FROM)
+        write_report(verdicts, folder / REPORT, done.title, _KEPT_FROM)
     return done
 
 
@@ -228,14 +236,12 @@ def export_project(
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
     done = check_project(settings, project, lambda share, step: progress(0.9 * share, step))
-    with opened_project(settings, project) as (client, loader, _):
-        annotated = read_annotated(client, loader, project, project_folder(settings, project), lambda t, r: None)
-        verdicts = judge(annotated, done.findings, least)
-        tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
-        title = str(client.call("GET", f"/api/projects/{project}/").get("title"))
     progress(0.95, "writing")
-    counts = export(verdicts, out, kind, tasks)
-    write_report(verdicts, out / "report.html", title, least)
+    verdicts, empty = judge(done.annotated, done.findings, least), rightly_empty(done.annotated, done.findings, least)
+    with closing(need_client(settings)) as client:
+        tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
+    counts = export(verdicts, out, kind, empty=empty, tasks=tasks)
+    write_report(verdicts, out / "report.html", done.title, least)
     return counts
 
 
