@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
+from ..processes import alone
 from ..quality.calibration import Calibration
 from ..quality.consensus import annotator_scores, consensus
 from ..quality.export import FORMATS, export, judge, rightly_empty, write_consensus
@@ -111,6 +112,7 @@ def check_project(
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
     """
     folder = project_folder(settings, project)
@@ -119,7 +121,7 @@ def check_project(
     def failed(task: Any, reason: str) -> None:
         done.failures.append((task, reason))
 
-    with opened_project(settings, project) as (client, loader, agent):
+    with _alone(settings, project), opened_project(settings, project) as (client, loader, agent):
         if control:
             add_control(client, project)
         fields = client.call("GET", f"/api/projects/{project}/")
@@ -230,6 +232,7 @@ def export_project(
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask.
         InputError: There is no such kind.
     """
@@ -288,17 +291,22 @@ def clear_project(settings: Settings, project: int) -> int:
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask.
     """
-    client = need_client(settings)
-    with closing(client):
-        count = clear(client, project)
     folder = project_folder(settings, project)
-    FindingStore(folder / "quality.jsonl").clear()
-    WrittenLog(folder / "written.jsonl").clear()
-    for name in ("calibration.json", REPORT):
-        (folder / name).unlink(missing_ok=True)
+    with _alone(settings, project), closing(need_client(settings)) as client:
+        count = clear(client, project)
+        FindingStore(folder / "quality.jsonl").clear()
+        WrittenLog(folder / "written.jsonl").clear()
+        for name in ("calibration.json", REPORT):
+            (folder / name).unlink(missing_ok=True)
     return count
+
+
+def _alone(settings: Settings, project: int) -> AbstractContextManager[None]:
+    """Keeps others away from what quality control has found, and writes into the project."""
+    return alone(project_folder(settings, project) / ".quality.lock", f"checking the masks of project {project}")
 
 
 def read_annotated(

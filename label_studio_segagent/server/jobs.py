@@ -26,7 +26,7 @@ from huey.serializer import Serializer
 from huey.storage import RedisStorage
 from typing_extensions import override
 
-from ..errors import ApiError, ConfigError, SegAgentError
+from ..errors import ApiError, BusyError, ConfigError, SegAgentError
 
 __all__ = ["Job", "JobFunction", "JobQueue", "worker_name"]
 
@@ -62,7 +62,8 @@ class Job:
         attempts: How often a worker took it up.
         worker: Which one, as host:process.
         reason: Why it failed.
-        passing: The failure may pass by itself (Label Studio did not answer): it is worth another try.
+        passing: The failure may pass by itself (Label Studio did not answer, another process was at it): it is worth
+            another try.
         result: What it found.
     """
 
@@ -224,7 +225,9 @@ class JobQueue:
                 job = replace(job, state="done", share=1.0, step="", result=result)
             except SegAgentError as error:
                 log.warning("job %s (%s, project %d) failed: %s", job.id, job.kind, job.project, error)
-                passing = isinstance(error, ApiError) and (error.status is None or error.status >= 500)
+                passing = isinstance(error, BusyError) or (
+                    isinstance(error, ApiError) and (error.status is None or error.status >= 500)
+                )
                 job = replace(job, state="failed", reason=str(error), passing=passing)
             except Exception as error:
                 log.exception("job %s (%s, project %d) failed", job.id, job.kind, job.project)

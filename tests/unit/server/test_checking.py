@@ -10,9 +10,17 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from label_studio_segagent.errors import BusyError
 from label_studio_segagent.quality.project import WrittenLog
 from label_studio_segagent.server import checking
-from label_studio_segagent.server.checking import _left, _named, _submitted, check_project, export_project
+from label_studio_segagent.server.checking import (
+    _left,
+    _named,
+    _submitted,
+    check_project,
+    clear_project,
+    export_project,
+)
 from label_studio_segagent.server.inbox import SUBMITTED, Inbox
 from label_studio_segagent.server.jobs import Job
 from label_studio_segagent.server.models import build_predictor, project_folder
@@ -81,6 +89,21 @@ def test_an_export_reads_the_project_and_loads_the_models_once(
     assert export_project(given, 3, tmp_path / "out", "coco", 0.8, lambda share, step: None) == (0, 0)
     assert len(loaded) == 1 and web.paths().count("/api/tasks") == 1
     assert "Cats" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_checks_of_a_project_do_not_mix(settings: Callable[..., Settings], web: Any, tmp_path: Path) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    refused = pytest.raises(BusyError, match="another process is checking the masks of project 3; try again")
+    with checking._alone(given, 3):
+        with refused:
+            check_project(given, 3, lambda share, step: None)
+        with refused:
+            export_project(given, 3, tmp_path / "out", "coco", 0.8, lambda share, step: None)
+        with refused:
+            clear_project(given, 3)
+        with checking._alone(given, 4):  # another project is another matter
+            pass
+    assert web.asked == []
 
 
 def test_what_could_not_be_looked_at_keeps_its_findings() -> None:
