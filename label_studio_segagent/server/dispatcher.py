@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from ..errors import SegAgentError
 from ..training.trainer import trainable
-from .inbox import SUBMITTED, Event, Inbox
-from .jobs import Job, JobQueue
+from .inbox import SUBMITTED, Event, Inbox, open_inbox
+from .jobs import Job, JobQueue, open_queue
 from .settings import Settings
 from .worker import WorkerKeeper
 
@@ -56,8 +56,8 @@ def start_background(settings: Settings) -> None:
     Raises:
         ConfigError: The inbox or the queue cannot be opened.
     """
-    queue = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir)
-    Dispatcher(settings, Inbox(settings.data_dir / "inbox.sqlite3"), queue).start()
+    queue = open_queue(settings.queue_url.get_secret_value(), settings.data_dir)
+    Dispatcher(settings, open_inbox(settings.data_dir), queue).start()
     if settings.worker:
         WorkerKeeper(queue).start()
 

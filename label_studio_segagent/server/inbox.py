@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
+from .databases import complaint, is_damaged, open_soundly
 
-__all__ = ["SUBMITTED", "Event", "Inbox"]
+__all__ = ["SUBMITTED", "Event", "Inbox", "open_inbox"]
 
 SUBMITTED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 """Actions that bring an annotation, new or changed."""
@@ -56,6 +57,16 @@ class Event:
     annotations: int = 0
 
 
+def open_inbox(folder: Path) -> Inbox:
+    """The inbox in a folder, for the process that is its server: a damaged file is put aside.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    path = folder / "inbox.sqlite3"
+    return open_soundly(path, lambda: Inbox(path))
+
+
 class Inbox:
     """Events in an SQLite file. Safe under threads and processes.
 
@@ -75,21 +86,28 @@ class Inbox:
                 if "annotations" not in {row[1] for row in db.execute("PRAGMA table_info(events)")}:  # 0.1.0's file
                     db.execute("ALTER TABLE events ADD COLUMN annotations INTEGER NOT NULL DEFAULT 0")
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"the inbox {path} cannot be used: {error}; make its folder writable, or set SEGAGENT_DATA_DIR"
-            ) from error
+            raise ConfigError(complaint("the inbox", path, error)) from error
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection, inside a transaction."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = sqlite3.connect(self._path, timeout=30.0)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
-            self._local.db = db
-        with db:
-            yield db
+        """This thread's connection, inside a transaction.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        try:
+            db: sqlite3.Connection | None = getattr(self._local, "db", None)
+            if db is None:
+                db = self._local.db = sqlite3.connect(self._path, timeout=30.0)
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
+            with db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            self.close()
+            if is_damaged(error):
+                raise ConfigError(complaint("the inbox", self._path, error)) from error
+            raise
 
     def close(self) -> None:
         """Close this thread's connection; each thread has its own, closed when the thread ends."""

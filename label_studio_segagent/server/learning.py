@@ -74,6 +74,7 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
     """
     client = need_client(settings)
     store = version_store(settings)
+    store.current(job.project)  # or a damaged file would be found when all is trained
     report(0.0, "reading annotations")
     work = store.workplace(job.project)
     busy = alone(work.parent / ".lock", f"training project {job.project}")

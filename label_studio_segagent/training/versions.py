@@ -183,12 +183,18 @@ class VersionStore:
         return alone(self._home(project) / ".changing")
 
     def _history(self, project: int) -> list[str | None]:
+        path = self._home(project) / "current.json"
         try:
-            names = json.loads((self._home(project) / "current.json").read_text("utf-8"))["history"]
+            names = json.loads(path.read_text("utf-8"))["history"]
+            if not isinstance(names, list):
+                raise ValueError(f"its history is {str(names)[:40]!r}")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._home(project) / 'current.json'} cannot be read: {error}; delete it") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); delete it: the settings' models serve "
+                f"project {project} then, until segagent models promote names a version"
+            ) from error
         return [name if name is None else str(name) for name in names]
 
     def _remember(self, project: int, history: Sequence[str | None]) -> None:

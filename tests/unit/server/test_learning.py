@@ -109,3 +109,11 @@ def test_one_training_a_project(settings: Callable[..., Settings], web: Any) -> 
     with alone(lock, "training"), pytest.raises(BusyError, match="another process is training project 1"):
         learn(given, Job("a", "train", 1, "why"), lambda share, step: None)
     assert web.asked == []
+
+
+def test_a_damaged_version_file_is_told_of_before_the_training(settings: Callable[..., Settings], web: Any) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    (version_store(given).workplace(1).parent / "current.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"current.json cannot be read.*delete it"):
+        learn(given, Job("a", "train", 1, "why"), lambda share, step: None)
+    assert web.asked == []

@@ -187,7 +187,7 @@ def test_closing_twice_and_going_on(inbox: Inbox) -> None:
 
 def test_a_file_that_is_no_inbox(tmp_path: Path) -> None:
     (tmp_path / "inbox.sqlite3").write_bytes(b"this is no database at all, but long enough to look at" * 20)
-    with pytest.raises(ConfigError, match="inbox.sqlite3 cannot be used.*SEGAGENT_DATA_DIR"):
+    with pytest.raises(ConfigError, match="inbox.sqlite3 is damaged.*restart the server"):
         Inbox(tmp_path / "inbox.sqlite3")
 
 

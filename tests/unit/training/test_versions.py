@@ -77,6 +77,20 @@ def test_half_a_version_is_none(store: VersionStore) -> None:
         store.current(3)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"7", b'{"history": 5}', b'{"history": "abc"}', b"\xff", b"[" * 99_999]
+)
+def test_a_damaged_current_file_is_named(store: VersionStore, content: bytes) -> None:
+    make(store, "a")
+    (store.folder / "3" / "current.json").write_bytes(content)
+    for ask in (lambda: store.current(3), lambda: store.promote(3, "a"), lambda: store.rollback(3)):
+        with pytest.raises(ConfigError, match=r"3/current.json cannot be read.*delete it"):
+            ask()
+    with pytest.raises(ConfigError, match="delete it"):
+        store.prune(3, 0)
+    assert [v.name for v in store.versions(3)] == ["a"]
+
+
 def test_what_is_being_made_is_no_version(store: VersionStore) -> None:
     make(store, "a", 1.0)
     # Killed between the last file and the renaming: all is there, but in the workplace.
