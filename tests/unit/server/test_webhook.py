@@ -123,6 +123,15 @@ def test_pending_and_done(inbox: Inbox) -> None:
     assert len(inbox.pending()) == 2
 
 
+def test_much_is_forgotten_in_small_steps_and_the_newest_of_each_project_stays(inbox: Inbox) -> None:
+    for project in (1, 2, None):
+        ids = [inbox.put("X", project, b"body") for _ in range(120)]
+        inbox.mark_done(*ids)
+    inbox.forget(time.time() + 1)
+    assert inbox.counts() == {"X": 3} and inbox.projects() == [1, 2]
+    assert inbox.put("X", 1, b"") == 361  # ids go on
+
+
 def test_reopening_finds_everything(inbox: Inbox, tmp_path: Path) -> None:
     first, second = inbox.put("A", 1, b"\x00\xff"), inbox.put("B", 1, b"")
     inbox.mark_done(first)
