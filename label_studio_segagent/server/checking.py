@@ -12,15 +12,13 @@ from typing import Any
 
 from ..agent.agent import SegAgent
 from ..errors import InputError, SegAgentError
-from ..hlmat.trajectory import decode_mask
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
 from ..processes import alone
 from ..quality.calibration import Calibration
-from ..quality.consensus import annotator_scores, consensus
-from ..quality.export import FORMATS, export, judge, rightly_empty, write_consensus
+from ..quality.export import FORMATS, export, judge, rightly_empty
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
@@ -44,7 +42,6 @@ __all__ = [
     "check_job",
     "check_project",
     "clear_project",
-    "compare_annotators",
     "export_project",
     "opened_project",
     "read_annotated",
@@ -248,44 +245,6 @@ def export_project(
     return counts
 
 
-def compare_annotators(
-    settings: Settings, project: int, out: Path | None = None
-) -> tuple[dict[Any, dict[str, Any]], int, int]:
-    """How well the annotators of a project agree with each other and with ground truth.
-
-    Args:
-        settings: Of the server.
-        project: Project id.
-        out: Folder for `consensus.json`, the objects that most of the annotators of a picture drew, in COCO format.
-
-    Returns:
-        See `annotator_scores`; the number of pictures that several people drew on, and of objects agreed upon.
-
-    Raises:
-        ApiError: Label Studio does not answer.
-        ConfigError: There is no Label Studio to ask.
-    """
-    client = need_client(settings)
-    folder = project_folder(settings, project)
-    with closing(client), closing(build_loader(settings, client)) as loader:
-        annotated = read_annotated(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
-    pictures: dict[tuple[int, str], dict[Any, list[tuple[str, Any]]]] = {}
-    truths: dict[tuple[int, str], list[tuple[str, Any]]] = {}
-    for one in annotated:
-        key = (one.meta["task"], str(one.image))
-        drawn = [(record.prompt, decode_mask(record.mask)) for record in one.records]
-        if one.meta.get("ground_truth"):
-            truths[key] = drawn
-        else:
-            pictures.setdefault(key, {})[one.meta.get("by")] = drawn
-    scores = annotator_scores(list(pictures.values()), [truths.get(key) for key in pictures])
-    several = {key: drawn for key, drawn in pictures.items() if len(drawn) > 1}
-    agreed = {key: consensus(list(drawn.values())) for key, drawn in several.items()}
-    if out is not None:
-        write_consensus(agreed, out)
-    return scores, len(several), sum(map(len, agreed.values()))
-
-
 def clear_project(settings: Settings, project: int) -> int:
     """Remove every trace of quality control from a project; returns how many tasks had something.
 
@@ -311,13 +270,14 @@ def _alone(settings: Settings, project: int) -> AbstractContextManager[None]:
 
 def read_annotated(
     client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None],
-    tasks: Collection[int] | None = None,
+    tasks: Collection[int] | None = None, copied: bool = False,
 ) -> list[Annotated]:  # fmt: skip
-    """What annotators drew in a project (in some tasks of it), by annotation and picture.
+    """What annotators drew in a project (in some tasks of it), by annotation and picture; `copied`: see `read_project`.
 
     Raises:
         ApiError: Label Studio does not answer.
         ConfigError: The labelling config cannot be used.
     """
-    records = read_project(client, loader, project, folder / "images", tasks=tasks, absent=True, failed=failed)
+    images = folder / "images"
+    records = read_project(client, loader, project, images, tasks=tasks, absent=True, copied=copied, failed=failed)
     return list(group_records(records))

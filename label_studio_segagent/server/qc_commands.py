@@ -120,7 +120,7 @@ def annotators(
     ] = None,
 ) -> None:
     """Show how well annotators agree with each other, and with ground-truth annotations (honeypots)."""
-    from .checking import compare_annotators
+    from .annotators import compare_annotators
     from .settings import load_settings
 
     with reporting():
