@@ -10,7 +10,7 @@ from typing import Any
 
 from ..hlmat.arrays import Mask
 from ..hlmat.trajectory import decode_mask
-from ..quality.consensus import annotator_scores, consensus
+from ..quality.consensus import annotator_scores, consensus, pixel_rule
 from ..quality.export import write_consensus
 from ..quality.project import Annotated
 from .checking import read_annotated
@@ -25,7 +25,7 @@ _Drawn = list[tuple[str, Mask]]
 
 
 def compare_annotators(
-    settings: Settings, project: int, out: Path | None = None
+    settings: Settings, project: int, out: Path | None = None, rule: str = "majority"
 ) -> tuple[dict[Any, dict[str, Any]], int, int]:
     """How well the annotators of a project agree with each other and with ground truth.
 
@@ -33,14 +33,17 @@ def compare_annotators(
         settings: Of the server.
         project: Project id.
         out: Folder for `consensus.json`, the objects that most of the annotators of a picture drew, in COCO format.
+        rule: What makes one mask of theirs; see `pixel_rule`.
 
     Returns:
         See `annotator_scores`; the number of pictures that several people drew on, and of objects agreed upon.
 
     Raises:
         ApiError: Label Studio does not answer.
-        ConfigError: There is no Label Studio to ask.
+        ConfigError: There is no Label Studio to ask, or what the rule needs is not installed.
+        InputError: There is no such rule.
     """
+    fuse = pixel_rule(rule)
     client = need_client(settings)
     folder = project_folder(settings, project)
     with closing(client), closing(build_loader(settings, client)) as loader:
@@ -50,7 +53,7 @@ def compare_annotators(
     pictures, truths = _by_picture(annotated)
     scores = annotator_scores(list(pictures.values()), [truths.get(key) for key in pictures])
     several = {key: drawn for key, drawn in pictures.items() if len(drawn) > 1}
-    agreed = {key: consensus(list(drawn.values())) for key, drawn in several.items()}
+    agreed = {key: consensus(list(drawn.values()), fuse) for key, drawn in several.items()}
     if out is not None:
         write_consensus(agreed, out)
     return scores, len(several), sum(map(len, agreed.values()))
