@@ -15,7 +15,7 @@ from label_studio_ml import model as sdk
 
 from label_studio_segagent.server.app import count_annotations, project_id
 from label_studio_segagent.server.dispatcher import start_background
-from label_studio_segagent.server.inbox import Inbox
+from label_studio_segagent.server.inbox import Inbox, open_inbox
 from label_studio_segagent.server.models import Models, build_predictor, version_store
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import load_settings
@@ -38,7 +38,7 @@ def predictor() -> Predictor:
 @lru_cache(maxsize=1)
 def inbox() -> Inbox:
     """Where events go, as in our own server."""
-    return Inbox(load_settings().data_dir / "inbox.sqlite3")
+    return open_inbox(load_settings().data_dir)
 
 
 class SegAgentBackend(sdk.LabelStudioMLBase):  # type: ignore[misc]

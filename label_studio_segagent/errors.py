@@ -9,11 +9,14 @@ Messages name the offending value and the remedy, and never carry secrets: they 
         * RegionError: a region of a Label Studio result cannot be turned into a mask.
     * GrammarError: a model's answer cannot be read as an action.
     * ApiError: Label Studio refused or failed a call.
+    * BusyError: another process is at the same work. It passes by itself.
 """
 
 from __future__ import annotations
 
-__all__ = ["ApiError", "ConfigError", "GrammarError", "ImageError", "InputError", "RegionError", "SegAgentError"]
+__all__ = [
+    "ApiError", "BusyError", "ConfigError", "GrammarError", "ImageError", "InputError", "RegionError", "SegAgentError",
+]  # fmt: skip
 
 
 class SegAgentError(Exception):
@@ -51,3 +54,7 @@ class ApiError(SegAgentError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class BusyError(SegAgentError):
+    """Another process is at the same work; it can be done when that has ended."""

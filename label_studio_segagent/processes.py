@@ -1,7 +1,8 @@
-"""Work spread over processes that each load their models once; the results come in order."""
+"""Work spread over processes that each load their models once, and work that one process at a time may do."""
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ConfigError
+from .errors import BusyError, ConfigError
 
-__all__ = ["spread"]
+__all__ = ["alone", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -89,3 +92,23 @@ def _end_with_parent() -> None:
 def _work(task: Any) -> Any:
     assert _do is not None
     return _do(task)
+
+
+@contextmanager
+def alone(path: Path, doing: str = "") -> Iterator[None]:
+    """Keep other processes, and other threads of this one, out; the lock goes with the process, however that ends.
+
+    Args:
+        path: The file of the lock; made with its folder when missing, and left there.
+        doing: What another process would be doing, such as "training project 3"; without it that is waited for.
+
+    Raises:
+        BusyError: Another process is doing it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if doing else 0))
+        except BlockingIOError:
+            raise BusyError(f"another process is {doing}; try again when it has ended") from None
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..errors import InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory, decode_mask, read_trajectories
 from ..pictures import trajectory_strip
+from ..tables import write_table
 from .rows import Row
 
 __all__ = ["METRICS", "draw", "number", "write_csv", "write_report"]
@@ -39,11 +39,8 @@ _COLUMNS = (
 
 def write_csv(rows: Sequence[Row], path: Path, max_clicks: int) -> None:
     """A line an object; `iou_after_0`, … hold the IoU of the mask after so many clicks, empty where fewer were made."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow((*_COLUMNS, *(f"iou_after_{clicks}" for clicks in range(max_clicks + 1))))
-        for row in rows:
-            writer.writerow((*(getattr(row, name) for name in _COLUMNS), *row.ious))
+    columns = (*_COLUMNS, *(f"iou_after_{clicks}" for clicks in range(max_clicks + 1)))
+    write_table(path, columns, ((*(getattr(row, name) for name in _COLUMNS), *row.ious) for row in rows))
 
 
 def write_report(results: dict[str, Any], rows: Sequence[Row], trajectories: Path, path: Path) -> None:

@@ -51,6 +51,7 @@ def read_project(
     *,
     tasks: Iterable[int] | None = None,
     absent: bool = False,
+    copied: bool = False,
     failed: _Failed = _log_failure,
 ) -> Iterator[Record]:
     """The annotated objects of a project: one record for each region with an area and each of its labels.
@@ -72,6 +73,7 @@ def read_project(
         tasks: Ids of the tasks to read; all that have an annotation by default.
         absent: Also give a record, with an empty mask and `absent` in its meta, for every label of which an annotation
             has nothing in a picture.
+        copied: Also read annotations that somebody else made another one from: they are what their author says.
         failed: Called with the id of a task and what is wrong with it or with one of its regions; everything else goes
             on. By default a warning is logged.
 
@@ -83,7 +85,7 @@ def read_project(
     config = LabelConfig.parse(str(project.get("label_config")) if isinstance(project, dict) else "")
     folder.mkdir(parents=True, exist_ok=True)
     for task in _annotated_tasks(client, int(project_id), tasks):
-        reader = _TaskReader(config, task, images, folder, client.url, absent, failed)
+        reader = _TaskReader(config, task, images, folder, client.url, absent, copied, failed)
         try:
             records = list(reader.records())
         except SegAgentError as error:
@@ -151,10 +153,10 @@ class _TaskReader:
 
     def __init__(
         self, config: LabelConfig, task: Mapping[str, Any], images: ImageLoader, folder: Path, server: str,
-        absent: bool, failed: _Failed,
+        absent: bool, copied: bool, failed: _Failed,
     ) -> None:  # fmt: skip
         self._config, self._task, self._images, self._folder = config, task, images, folder
-        self._server, self._absent, self._failed = server, absent, failed
+        self._server, self._absent, self._copied, self._failed = server, absent, copied, failed
         data = task.get("data")
         self._data: Mapping[str, Any] = data if isinstance(data, dict) else {}
         self._pictures: dict[str, tuple[Path, Image]] = {}
@@ -163,9 +165,9 @@ class _TaskReader:
     def records(self) -> Iterator[Record]:
         predictions = {p["id"]: p for p in _objects(self._task.get("predictions"))}
         annotations = [a for a in _objects(self._task.get("annotations")) if not a.get("was_cancelled")]
-        superseded = {a.get("parent_annotation") for a in annotations}
+        copies = [(a.get("parent_annotation"), _author(a)) for a in annotations]
         for annotation in annotations:
-            if annotation["id"] in superseded:
+            if any(p == annotation["id"] and (not self._copied or by == _author(annotation)) for p, by in copies):
                 continue
             areas = list(self._areas(annotation.get("result"), annotation["id"]))
             parent = predictions.get(annotation.get("parent_prediction"))
@@ -265,15 +267,20 @@ class _TaskReader:
 
     def _about(self, annotation: Mapping[str, Any], weight: float) -> dict[str, Any]:
         """The meta that all records of an annotation share."""
-        by = annotation.get("completed_by")
         return {
             "task": self._task["id"],
             "annotation": annotation["id"],
             "updated": str(annotation.get("updated_at") or ""),
-            "by": by.get("id") if isinstance(by, dict) else by,
+            "by": _author(annotation),
             "ground_truth": bool(annotation.get("ground_truth")),
             "weight": weight,
         }
+
+
+def _author(annotation: Mapping[str, Any]) -> Any:
+    """The id of who made an annotation, or None."""
+    by = annotation.get("completed_by")
+    return by.get("id") if isinstance(by, dict) else by
 
 
 def _all_same(areas: Sequence[_Area], parents: Sequence[_Area]) -> bool:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..hlmat.arrays import Mask
+from ..errors import ConfigError, InputError
+from ..hlmat.arrays import Mask, mask_box
 from ..hlmat.metrics import iou
 from ..training.evaluation import match_masks
 
-__all__ = ["Agreed", "agreement", "annotator_scores", "consensus"]
+__all__ = ["Agreed", "agreement", "annotator_scores", "consensus", "majority", "pixel_rule", "staple"]
 
 _SAME = 0.3
 """IoU from which objects of several annotators are taken for one."""
+PixelRule = Callable[[Sequence[Mask]], Mask]
+"""Makes one mask of several of the same object."""
 Drawn = Sequence[tuple[str, Mask]]
 """(label, mask) of every object that somebody drew; masks bool (H, W)."""
 
@@ -27,7 +31,7 @@ class Agreed:
 
     Attributes:
         label: Its label.
-        mask: The pixels that more than half of those who drew it have, bool (H, W).
+        mask: Its pixels, bool (H, W).
         votes: How many drew it.
         of: How many looked at the picture.
     """
@@ -52,11 +56,55 @@ def agreement(one: Drawn, other: Drawn) -> float:
     return total / count if count else 1.0
 
 
-def consensus(drawn: Sequence[Drawn]) -> list[Agreed]:
-    """The objects that more than half of the annotators of a picture drew, each by the majority of its pixels.
+def majority(masks: Sequence[Mask]) -> Mask:
+    """The pixels that more than half of some masks have, bool (H, W)."""
+    return np.asarray(np.mean(masks, 0) > 0.5)
+
+
+def staple(masks: Sequence[Mask]) -> Mask:
+    """The pixels that probably belong to an object, bool (H, W), with annotators weighed by how reliable they are.
+
+    STAPLE (Warfield et al., IEEE TMI 2004, doi:10.1109/TMI.2004.828354) as SimpleITK has it. It looks at the masks'
+    surroundings only, so that its prior does not depend on the size of the picture.
+    """
+    import SimpleITK as sitk
+
+    found = mask_box(np.logical_or.reduce(masks))
+    if found is None:
+        return np.zeros_like(masks[0])
+    x0, y0, x1, y1 = (round(edge) for edge in found)
+    # There must be background: without any, STAPLE has no specificity to estimate and gives NaN.
+    margins = [(1 + (y1 - y0) // 2,) * 2, (1 + (x1 - x0) // 2,) * 2]
+    cuts = [np.pad(mask[y0:y1, x0:x1].astype(np.uint8), margins) for mask in masks]
+    likely = sitk.GetArrayFromImage(sitk.STAPLE([sitk.GetImageFromArray(cut) for cut in cuts], 1.0))
+    (top, _), (left, _) = margins
+    mask = np.zeros_like(masks[0])
+    mask[y0:y1, x0:x1] = likely[top : top + y1 - y0, left : left + x1 - x0] > 0.5
+    return mask
+
+
+def pixel_rule(name: str) -> PixelRule:
+    """The function of a name: "majority" or "staple".
+
+    Raises:
+        ConfigError: What it needs is not installed.
+        InputError: There is no such rule.
+    """
+    if name == "majority":
+        return majority
+    if name != "staple":
+        raise InputError(f"unknown consensus {name!r}; known: majority, staple")
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise ConfigError("the consensus 'staple' needs SimpleITK: pip install 'label-studio-segagent[staple]'")
+    return staple
+
+
+def consensus(drawn: Sequence[Drawn], rule: PixelRule = majority) -> list[Agreed]:
+    """The objects that more than half of the annotators of a picture drew.
 
     Args:
         drawn: For every annotator what they drew.
+        rule: Makes one mask of those of an object.
     """
     groups: list[tuple[str, list[Mask], set[int]]] = []
     for number, objects in enumerate(drawn):
@@ -72,11 +120,10 @@ def consensus(drawn: Sequence[Drawn]) -> list[Agreed]:
                 groups[best[1]][2].add(number)
             else:
                 groups.append((label, [mask], {number}))
-    return [
-        Agreed(label, np.asarray(np.mean(masks, 0) > 0.5), len(masks), len(drawn))
-        for label, masks, _ in groups
-        if 2 * len(masks) > len(drawn) and (np.mean(masks, 0) > 0.5).any()
+    agreed = [
+        Agreed(label, rule(masks), len(masks), len(drawn)) for label, masks, _ in groups if 2 * len(masks) > len(drawn)
     ]
+    return [one for one in agreed if one.mask.any()]
 
 
 def annotator_scores(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from ..datasets.record import Record
 from ..errors import InputError
 from ..hlmat.arrays import mask_box
 from ..hlmat.trajectory import decode_mask, encode_mask
+from ..tables import write_table
 from .consensus import Agreed
 from .project import Annotated, Finding
 
-__all__ = ["FORMATS", "Verdict", "export", "judge", "write_consensus"]
+__all__ = ["FORMATS", "Verdict", "export", "judge", "rightly_empty", "write_consensus"]
 
 FORMATS = ("coco", "labelstudio", "masks")
 
@@ -65,6 +65,18 @@ def judge(annotated: Sequence[Annotated], findings: Sequence[Finding], least: fl
     return verdicts
 
 
+def rightly_empty(annotated: Sequence[Annotated], findings: Sequence[Finding], least: float) -> list[Finding]:
+    """What was found in annotations that say that there is nothing in a picture, of those that score `least` or more.
+
+    Args:
+        annotated: What was drawn.
+        findings: What was found.
+        least: Smallest score.
+    """
+    empty = {(one.meta["annotation"], str(one.image)) for one in annotated if not one.records}
+    return [f for f in findings if (f.annotation, f.image) in empty and f.score >= least]
+
+
 def _judge(record: Record, finding: Finding | None, least: float) -> Verdict:
     region = str(record.meta["region"])
     rows = [] if finding is None else [r for r in finding.regions if (r["id"], r["label"]) == (region, record.prompt)]
@@ -78,8 +90,9 @@ def _judge(record: Record, finding: Finding | None, least: float) -> Verdict:
 
 
 def export(
-    verdicts: Sequence[Verdict], out: Path, kind: str, tasks: Sequence[Mapping[str, Any]] = ()
-) -> tuple[int, int]:
+    verdicts: Sequence[Verdict], out: Path, kind: str, *, empty: Sequence[Finding] = (),
+    tasks: Sequence[Mapping[str, Any]] = (),
+) -> tuple[int, int]:  # fmt: skip
     """Write the data set and `rejected.csv`.
 
     Args:
@@ -87,7 +100,8 @@ def export(
         out: Folder; made when missing, files in it are replaced.
         kind: "coco" (`coco.json` with `images/`), "labelstudio" (`tasks.json`, to be imported into a project) or
             "masks" (`images/` and `masks/`, one PNG an object, by label).
-        tasks: As Label Studio has them, for "labelstudio".
+        empty: See `rightly_empty`: pictures that are in the data set, with nothing in them.
+        tasks: As Label Studio has them, for "labelstudio": annotations that have changed since are left out.
 
     Returns:
         How many regions were kept, and how many left out.
@@ -98,23 +112,40 @@ def export(
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
     out.mkdir(parents=True, exist_ok=True)
+    if kind == "labelstudio":
+        verdicts = _without_edited(verdicts, tasks)
     kept = [v for v in verdicts if v.kept]
     if kind == "coco":
-        _coco(kept, out)
+        _coco(kept, empty, out)
     elif kind == "masks":
-        _masks(kept, out)
+        _masks(kept, empty, out)
     else:
-        _tasks(kept, out, tasks)
-    with (out / "rejected.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(("task", "annotation", "annotator", "region", "label", "score", "reasons"))
-        for v in verdicts:
-            if not v.kept:
-                meta = v.record.meta
-                score = "" if v.score is None else v.score
-                row = (meta["task"], meta["annotation"], meta.get("by"), meta["region"], v.record.prompt, score)
-                writer.writerow((*row, "; ".join(v.reasons)))
-    return len(kept), len(verdicts) - len(kept)
+        drawn = {v.record.meta["annotation"] for v in verdicts}
+        _tasks(kept, [f for f in empty if f.annotation not in drawn], out, tasks)
+    left = [(v.record.meta, v) for v in verdicts if not v.kept]
+    write_table(
+        out / "rejected.csv",
+        ("task", "annotation", "annotator", "region", "label", "score", "reasons"),
+        (
+            (m["task"], m["annotation"], m.get("by"), m["region"], v.record.prompt, v.score, "; ".join(v.reasons))
+            for m, v in left
+        ),
+    )
+    return len(kept), len(left)
+
+
+def _without_edited(verdicts: Sequence[Verdict], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """The verdicts, with those of annotations that somebody has edited or deleted since they were read against them."""
+    now = {a["id"]: _updated(a) for task in tasks for a in task.get("annotations") or []}
+    reason = "edited since it was checked: run segagent qc export again"
+    return [
+        v if now.get(v.record.meta["annotation"]) == v.record.meta.get("updated") else replace(v, reasons=(reason,))
+        for v in verdicts
+    ]
+
+
+def _updated(annotation: Mapping[str, Any]) -> str:
+    return str(annotation.get("updated_at") or "")
 
 
 def _picture(task: int, image: Path, out: Path) -> str:
@@ -126,20 +157,25 @@ def _picture(task: int, image: Path, out: Path) -> str:
     return name
 
 
-def _coco(kept: Sequence[Verdict], out: Path) -> None:
+def _coco(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path) -> None:
     names = sorted({v.record.prompt for v in kept})
     images: dict[str, dict[str, Any]] = {}
     annotations = []
+
+    def put(task: int, picture: Path, height: int, width: int) -> int:
+        name = _picture(task, picture, out)
+        image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
+        return int(images.setdefault(name, image)["id"])
+
     for number, v in enumerate(kept, 1):
-        name = _picture(v.record.meta["task"], v.record.image, out)
-        height, width = v.record.mask["size"]
-        image = images.setdefault(name, {"id": len(images) + 1, "file_name": name, "width": width, "height": height})
         x, y, w, h = (float(n) for n in coco_mask.toBbox(v.record.mask))
         annotations.append({
-            "id": number, "image_id": image["id"], "category_id": names.index(v.record.prompt) + 1,
-            "segmentation": v.record.mask, "area": int(coco_mask.area(v.record.mask)), "bbox": [x, y, w, h],
-            "iscrowd": 0, "score": v.score,
+            "id": number, "image_id": put(v.record.meta["task"], v.record.image, *v.record.mask["size"]),
+            "category_id": names.index(v.record.prompt) + 1, "segmentation": v.record.mask,
+            "area": int(coco_mask.area(v.record.mask)), "bbox": [x, y, w, h], "iscrowd": 0, "score": v.score,
         })  # fmt: skip
+    for finding in empty:
+        put(finding.task, Path(finding.image), *finding.size)
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     content = {"images": list(images.values()), "annotations": annotations, "categories": categories}
     (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
@@ -174,7 +210,9 @@ def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Pat
     (out / "consensus.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
 
 
-def _masks(kept: Sequence[Verdict], out: Path) -> None:
+def _masks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path) -> None:
+    for finding in empty:
+        _picture(finding.task, Path(finding.image), out)
     counts: dict[tuple[str, str], int] = {}
     for v in kept:
         name, mask = _picture(v.record.meta["task"], v.record.image, out), decode_mask(v.record.mask)
@@ -188,9 +226,10 @@ def _masks(kept: Sequence[Verdict], out: Path) -> None:
         PilImage.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{Path(name).stem}-{number}.png")
 
 
-def _tasks(kept: Sequence[Verdict], out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
+def _tasks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
     good = {(v.record.meta["annotation"], str(v.record.meta["region"])) for v in kept}
     whole = {annotation for annotation, _ in good}
+    nothing = {(finding.annotation, finding.updated) for finding in empty}
     written = []
     for task in tasks:
         annotations = [
@@ -199,7 +238,7 @@ def _tasks(kept: Sequence[Verdict], out: Path, tasks: Sequence[Mapping[str, Any]
                 **{key: a.get(key) for key in ("ground_truth", "lead_time", "completed_by", "unique_id")},
             }
             for a in task.get("annotations") or []
-            if a["id"] in whole
+            if a["id"] in whole or (a["id"], _updated(a)) in nothing
         ]
         if annotations:
             written.append({"data": task["data"], "annotations": annotations, "meta": task.get("meta") or {}})

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,10 @@ def inspect_all(
         before = known.get((one.meta["annotation"], str(one.image)))
         fresh = before is None or before.key != key
         try:
-            finding = _inspect(agent, one, key, thresholds, calibration) if fresh or before is None else before
+            if fresh or before is None:
+                finding = _inspect(agent, one, key, thresholds, calibration)
+            else:  # it may have been saved again as it was
+                finding = replace(before, updated=str(one.meta.get("updated", "")))
         except SegAgentError as error:
             failed(one.meta["task"], str(error))
             continue

@@ -19,8 +19,8 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ..errors import SegAgentError
-from .inbox import Inbox
-from .jobs import JobQueue
+from .inbox import open_inbox
+from .jobs import open_queue
 from .metrics import Metrics
 from .models import Models, build_predictor, version_store
 from .predictor import Predictor
@@ -102,8 +102,8 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     settings = settings or load_settings()
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    metrics, inbox = Metrics(), Inbox(settings.data_dir / "inbox.sqlite3")
-    queue = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir)
+    metrics, inbox = Metrics(), open_inbox(settings.data_dir)
+    queue = open_queue(settings.queue_url.get_secret_value(), settings.data_dir)
     predictor = predictor or build_predictor(settings)
     models = Models(settings, predictor, version_store(settings))
     metrics.model.labels(predictor.model_version).set(1)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..agent.agent import SegAgent
 from ..errors import InputError, SegAgentError
-from ..hlmat.trajectory import decode_mask
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.project import read_project
 from ..labelstudio.tasks import iterate_tasks
+from ..processes import alone
 from ..quality.calibration import Calibration
-from ..quality.consensus import annotator_scores, consensus
-from ..quality.export import FORMATS, export, judge, write_consensus
+from ..quality.export import FORMATS, export, judge, rightly_empty
 from ..quality.issues import Thresholds
 from ..quality.project import Annotated, Finding, FindingStore, WrittenLog, group_records, inspect_all
 from ..quality.report import write_report
@@ -43,7 +42,6 @@ __all__ = [
     "check_job",
     "check_project",
     "clear_project",
-    "compare_annotators",
     "export_project",
     "opened_project",
     "read_annotated",
@@ -68,6 +66,8 @@ class Checked:
         view: Id of the Data Manager tab.
         boxes: Whether issue boxes were written; without the control there are none.
         calibration: Of the scores.
+        annotated: What was read, and judged or not.
+        title: Of the project.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -76,6 +76,8 @@ class Checked:
     view: int = 0
     boxes: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    annotated: list[Annotated] = field(default_factory=list)
+    title: str = ""
 
 
 @contextmanager
@@ -107,28 +109,33 @@ def check_project(
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
     """
     folder = project_folder(settings, project)
     done = Checked(calibration=Calibration.load(folder / "calibration.json"))
-    with opened_project(settings, project) as (client, loader, agent):
+
+    def failed(task: Any, reason: str) -> None:
+        done.failures.append((task, reason))
+
+    with _alone(settings, project), opened_project(settings, project) as (client, loader, agent):
         if control:
             add_control(client, project)
         fields = client.call("GET", f"/api/projects/{project}/")
-        done.boxes = has_control(str(fields["label_config"]))
+        done.boxes, done.title = has_control(str(fields["label_config"])), str(fields.get("title"))
         progress(0.0, "reading annotations")
-        annotated = read_annotated(client, loader, project, folder, lambda t, r: done.failures.append((t, r)), tasks)
+        done.annotated = read_annotated(client, loader, project, folder, failed, tasks)
         count = 0
 
         def note(finding: Finding, fresh: bool) -> None:
             nonlocal count
             count += 1
             done.fresh += fresh
-            progress(0.9 * count / len(annotated), f"inspecting {len(annotated)} annotations")
+            progress(0.9 * count / len(done.annotated), f"inspecting {len(done.annotated)} annotations")
 
         done.findings = inspect_all(
-            agent, annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
-            calibration=done.calibration, failed=lambda t, r: done.failures.append((t, r)), progress=note, tasks=tasks,
+            agent, done.annotated, FindingStore(folder / "quality.jsonl"), thresholds=Thresholds(settings.qc_issues),
+            calibration=done.calibration, failed=failed, progress=note, tasks=tasks,
         )  # fmt: skip
         by_task: dict[int, list[Finding]] = {}
         for finding in done.findings:
@@ -143,20 +150,20 @@ def check_project(
                 write_findings(client, project, task, findings, agent.version, done.boxes)
                 notes.add(task, digest)
             except SegAgentError as error:
-                done.failures.append((task, str(error)))
+                failed(task, str(error))
             progress(0.9 + 0.1 * (number + 1) / len(by_task), "writing to Label Studio")
         for task in _left(written, by_task, done.failures, tasks):
             try:
                 withdraw_findings(client, project, task)
                 notes.add(task, "")
             except SegAgentError as error:
-                done.failures.append((task, str(error)))
+                failed(task, str(error))
         done.view = put_queue(client, project)
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
     if report:
-        verdicts = judge(annotated, done.findings, _KEPT_FROM)
-        write_report(verdicts, folder / REPORT, str(fields.get("title")), _KEPT_FROM)
+        verdicts = judge(done.annotated, done.findings, _KEPT_FROM)
+        write_report(verdicts, folder / REPORT, done.title, _KEPT_FROM)
     return done
 
 
@@ -222,59 +229,20 @@ def export_project(
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask.
         InputError: There is no such kind.
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; known: {', '.join(FORMATS)}")
     done = check_project(settings, project, lambda share, step: progress(0.9 * share, step))
-    with opened_project(settings, project) as (client, loader, _):
-        annotated = read_annotated(client, loader, project, project_folder(settings, project), lambda t, r: None)
-        verdicts = judge(annotated, done.findings, least)
-        tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
-        title = str(client.call("GET", f"/api/projects/{project}/").get("title"))
     progress(0.95, "writing")
-    counts = export(verdicts, out, kind, tasks)
-    write_report(verdicts, out / "report.html", title, least)
+    verdicts, empty = judge(done.annotated, done.findings, least), rightly_empty(done.annotated, done.findings, least)
+    with closing(need_client(settings)) as client:
+        tasks = list(iterate_tasks(client, project)) if kind == "labelstudio" else ()
+    counts = export(verdicts, out, kind, empty=empty, tasks=tasks)
+    write_report(verdicts, out / "report.html", done.title, least)
     return counts
-
-
-def compare_annotators(
-    settings: Settings, project: int, out: Path | None = None
-) -> tuple[dict[Any, dict[str, Any]], int, int]:
-    """How well the annotators of a project agree with each other and with ground truth.
-
-    Args:
-        settings: Of the server.
-        project: Project id.
-        out: Folder for `consensus.json`, the objects that most of the annotators of a picture drew, in COCO format.
-
-    Returns:
-        See `annotator_scores`; the number of pictures that several people drew on, and of objects agreed upon.
-
-    Raises:
-        ApiError: Label Studio does not answer.
-        ConfigError: There is no Label Studio to ask.
-    """
-    client = need_client(settings)
-    folder = project_folder(settings, project)
-    with closing(client), closing(build_loader(settings, client)) as loader:
-        annotated = read_annotated(client, loader, project, folder, lambda t, r: log.warning("task %s: %s", t, r))
-    pictures: dict[tuple[int, str], dict[Any, list[tuple[str, Any]]]] = {}
-    truths: dict[tuple[int, str], list[tuple[str, Any]]] = {}
-    for one in annotated:
-        key = (one.meta["task"], str(one.image))
-        drawn = [(record.prompt, decode_mask(record.mask)) for record in one.records]
-        if one.meta.get("ground_truth"):
-            truths[key] = drawn
-        else:
-            pictures.setdefault(key, {})[one.meta.get("by")] = drawn
-    scores = annotator_scores(list(pictures.values()), [truths.get(key) for key in pictures])
-    several = {key: drawn for key, drawn in pictures.items() if len(drawn) > 1}
-    agreed = {key: consensus(list(drawn.values())) for key, drawn in several.items()}
-    if out is not None:
-        write_consensus(agreed, out)
-    return scores, len(several), sum(map(len, agreed.values()))
 
 
 def clear_project(settings: Settings, project: int) -> int:
@@ -282,28 +250,34 @@ def clear_project(settings: Settings, project: int) -> int:
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is checking the project.
         ConfigError: There is no Label Studio to ask.
     """
-    client = need_client(settings)
-    with closing(client):
-        count = clear(client, project)
     folder = project_folder(settings, project)
-    FindingStore(folder / "quality.jsonl").clear()
-    WrittenLog(folder / "written.jsonl").clear()
-    for name in ("calibration.json", REPORT):
-        (folder / name).unlink(missing_ok=True)
+    with _alone(settings, project), closing(need_client(settings)) as client:
+        count = clear(client, project)
+        FindingStore(folder / "quality.jsonl").clear()
+        WrittenLog(folder / "written.jsonl").clear()
+        for name in ("calibration.json", REPORT):
+            (folder / name).unlink(missing_ok=True)
     return count
+
+
+def _alone(settings: Settings, project: int) -> AbstractContextManager[None]:
+    """Keeps others away from what quality control has found, and writes into the project."""
+    return alone(project_folder(settings, project) / ".quality.lock", f"checking the masks of project {project}")
 
 
 def read_annotated(
     client: LabelStudioClient, loader: ImageLoader, project: int, folder: Path, failed: Callable[[Any, str], None],
-    tasks: Collection[int] | None = None,
+    tasks: Collection[int] | None = None, copied: bool = False,
 ) -> list[Annotated]:  # fmt: skip
-    """What annotators drew in a project (in some tasks of it), by annotation and picture.
+    """What annotators drew in a project (in some tasks of it), by annotation and picture; `copied`: see `read_project`.
 
     Raises:
         ApiError: Label Studio does not answer.
         ConfigError: The labelling config cannot be used.
     """
-    records = read_project(client, loader, project, folder / "images", tasks=tasks, absent=True, failed=failed)
+    images = folder / "images"
+    records = read_project(client, loader, project, images, tasks=tasks, absent=True, copied=copied, failed=failed)
     return list(group_records(records))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from ..errors import SegAgentError
 from ..training.trainer import trainable
-from .inbox import SUBMITTED, Event, Inbox
-from .jobs import Job, JobQueue
+from .inbox import SUBMITTED, Event, Inbox, open_inbox
+from .jobs import Job, JobQueue, open_queue
 from .settings import Settings
 from .worker import WorkerKeeper
 
@@ -28,6 +28,9 @@ _AGAIN = 60.0
 """Seconds until a job that failed in passing is tried again; doubled each time, up to an hour."""
 _QC_QUIET = 5.0
 """Seconds without a new annotation after which those that came are checked."""
+_KEPT = 24 * 3600.0
+"""Seconds that an event stays in the inbox when nobody needs it any more."""
+_TIDY = 3600.0
 _NEWS = (*SUBMITTED, "ANNOTATIONS_DELETED", "TASKS_DELETED")
 _BUTTON = "START_TRAINING"
 
@@ -56,8 +59,8 @@ def start_background(settings: Settings) -> None:
     Raises:
         ConfigError: The inbox or the queue cannot be opened.
     """
-    queue = JobQueue(settings.queue_url.get_secret_value(), settings.data_dir)
-    Dispatcher(settings, Inbox(settings.data_dir / "inbox.sqlite3"), queue).start()
+    queue = open_queue(settings.queue_url.get_secret_value(), settings.data_dir)
+    Dispatcher(settings, open_inbox(settings.data_dir), queue).start()
     if settings.worker:
         WorkerKeeper(queue).start()
 
@@ -80,6 +83,7 @@ class Dispatcher:
         self._settings, self._inbox, self._queue = settings, inbox, queue
         # The button says why a model cannot be trained; annotations need not say it again and again.
         self._after = settings.train_after if trainable(settings.policy) else 0
+        self._tidied = 0.0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -96,27 +100,39 @@ class Dispatcher:
 
     def look(self, now: float | None = None) -> list[Job]:
         """Look once: finish events whose job is done, revive lost jobs, enqueue what is due. Returns the new jobs."""
+        now = time.time() if now is None else now
         self._queue.revive()
         every = self._queue.jobs()
-        started = self._check([job for job in every if job.kind == "qc"], now) if self._settings.qc_on_submit else []
+        checks = [job for job in every if job.kind == "qc"]
+        started = self._check(checks, now) if self._settings.qc_on_submit else []
+        if now - self._tidied >= _TIDY:
+            self._tidy(checks, now)
         pending = self._inbox.pending_heads()
         if not pending:
             return started
         jobs = [job for job in every if job.kind == "train"]
         news: dict[int, list[Event]] = defaultdict(list)
+        wanted = (*_NEWS, _BUTTON) if self._after else (_BUTTON,)
+        self._inbox.mark_done(*(event.id for event in pending if event.project is None or event.action not in wanted))
         for event in pending:
-            if event.project is None or event.action not in (*_NEWS, _BUTTON):
-                self._inbox.mark_done(event.id)
-            else:
+            if event.project is not None and event.action in wanted:
                 news[event.project].append(event)
         for project, events in news.items():
             if job := self._project(project, events, [job for job in jobs if job.project == project], now):
                 started.append(job)
         return started
 
-    def _check(self, jobs: list[Job], now: float | None) -> list[Job]:
+    def _tidy(self, checks: list[Job], now: float) -> None:
+        """Forget events that nobody needs any more; `checks` are the jobs of quality control so far."""
+        self._tidied = now
+        checked: dict[int, int] = {}
+        for job in checks:
+            if job.state == "done":
+                checked[job.project] = max(job.upto, checked.get(job.project, 0))
+        self._inbox.forget(now - _KEPT, checked if self._settings.qc_on_submit else None)
+
+    def _check(self, jobs: list[Job], now: float) -> list[Job]:
         """Enqueue quality control of what was submitted after the last one; `jobs` are those so far."""
-        now = time.time() if now is None else now
         started = []
         for project, (newest, received) in self._inbox.latest(SUBMITTED).items():
             mine = [job for job in jobs if job.project == project]
@@ -131,21 +147,21 @@ class Dispatcher:
                 started.append(self._queue.enqueue("qc", project, why, upto=newest, after=after))
         return started
 
-    def _project(self, project: int, events: list[Event], jobs: list[Job], now: float | None) -> Job | None:
+    def _project(self, project: int, events: list[Event], jobs: list[Job], now: float) -> Job | None:
         """Enqueue a job for a project's pending events where it is time; `jobs` are its earlier ones, newest first."""
-        now = time.time() if now is None else now
         if any(job.open for job in jobs):
             return None  # what came meanwhile is for the next one
         done = max((job.upto for job in jobs if job.state == "done"), default=0)
-        for event in events:
-            if event.id <= done:
-                self._inbox.mark_done(event.id)
+        self._inbox.mark_done(*(event.id for event in events if event.id <= done))
         events = [event for event in events if event.id > done]
         if not events:
             return None
         failed = [job for job in jobs if job.state == "failed" and job.upto > done]
         last = max((job.upto for job in failed), default=0)
         fresh = [event for event in events if event.id > last]
+        seen = [event for event in events if event.id <= last and event.action != _BUTTON]
+        if len(seen) > 1:  # a project that cannot be trained must not fill the inbox
+            self._inbox.fold(seen)
         if failed and failed[0].passing:
             why = failed[0].why if now >= failed[0].finished + _patience(len(failed)) else ""
         elif any(event.action == _BUTTON for event in fresh) or not failed:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
+from .databases import complaint, is_damaged, open_soundly
 
-__all__ = ["SUBMITTED", "Event", "Inbox"]
+__all__ = ["SUBMITTED", "Event", "Inbox", "open_inbox"]
 
 SUBMITTED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 """Actions that bring an annotation, new or changed."""
@@ -30,9 +31,15 @@ CREATE TABLE IF NOT EXISTS events (
     done REAL,
     annotations INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX IF NOT EXISTS pending ON events (id) WHERE done IS NULL;
+"""
+_INDEXES = """
+DROP INDEX IF EXISTS pending;  -- of 0.1.0
+-- Heads are read from it alone: in the table, what follows a body is behind all its pages.
+CREATE INDEX IF NOT EXISTS heads ON events (id, received, action, project, annotations, done) WHERE done IS NULL;
 CREATE INDEX IF NOT EXISTS by_project ON events (project, action, id, received);
 """
+_BATCH = 50
+"""Events changed at once; webhooks wait meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,16 @@ class Event:
     annotations: int = 0
 
 
+def open_inbox(folder: Path) -> Inbox:
+    """The inbox in a folder, for the process that is its server: a damaged file is put aside.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    path = folder / "inbox.sqlite3"
+    return open_soundly(path, lambda: Inbox(path))
+
+
 class Inbox:
     """Events in an SQLite file. Safe under threads and processes.
 
@@ -74,22 +91,30 @@ class Inbox:
                 db.executescript(_SCHEMA)
                 if "annotations" not in {row[1] for row in db.execute("PRAGMA table_info(events)")}:  # 0.1.0's file
                     db.execute("ALTER TABLE events ADD COLUMN annotations INTEGER NOT NULL DEFAULT 0")
+                db.executescript(_INDEXES)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"the inbox {path} cannot be used: {error}; make its folder writable, or set SEGAGENT_DATA_DIR"
-            ) from error
+            raise ConfigError(complaint("the inbox", path, error)) from error
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection, inside a transaction."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = sqlite3.connect(self._path, timeout=30.0)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
-            self._local.db = db
-        with db:
-            yield db
+        """This thread's connection, inside a transaction.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        try:
+            db: sqlite3.Connection | None = getattr(self._local, "db", None)
+            if db is None:
+                db = self._local.db = sqlite3.connect(self._path, timeout=30.0)
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
+            with db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            self.close()
+            if is_damaged(error):
+                raise ConfigError(complaint("the inbox", self._path, error)) from error
+            raise
 
     def close(self) -> None:
         """Close this thread's connection; each thread has its own, closed when the thread ends."""
@@ -154,8 +179,9 @@ class Inbox:
                 (number,) = db.execute(query, (project, *actions, after, upto)).fetchone()
                 if number is None:
                     return
-                (body,) = db.execute("SELECT body FROM events WHERE id = ?", (number,)).fetchone()
-            yield body
+                row = db.execute("SELECT body FROM events WHERE id = ?", (number,)).fetchone()
+            if row is not None:
+                yield row[0]
             after = number
 
     def projects(self) -> list[int]:
@@ -164,10 +190,48 @@ class Inbox:
             rows = db.execute("SELECT DISTINCT project FROM events WHERE project IS NOT NULL ORDER BY project")
             return [number for (number,) in rows.fetchall()]
 
-    def mark_done(self, event_id: int) -> None:
-        """Note that an event has been worked on; it stays in the file."""
+    def mark_done(self, *event_ids: int) -> None:
+        """Note that events have been worked on; they stay in the file until `forget`."""
+        for start in range(0, len(event_ids), _BATCH):
+            rows = [(time.time(), number) for number in event_ids[start : start + _BATCH]]
+            with self._connection() as db:
+                db.executemany("UPDATE events SET done = ? WHERE id = ?", rows)
+
+    def fold(self, events: Sequence[Event]) -> None:
+        """Let the last of some pending events stand for all of them: it counts their annotations, the others are done.
+
+        Args:
+            events: Of one project, oldest first.
+        """
+        *others, last = events
+        with self._connection() as db:  # all or nothing
+            count = sum(event.annotations for event in events)
+            db.execute("UPDATE events SET annotations = ? WHERE id = ?", (count, last.id))
+            db.executemany("UPDATE events SET done = ? WHERE id = ?", [(time.time(), event.id) for event in others])
+
+    def forget(self, before: float, checked: Mapping[int, int] | None = None) -> None:
+        """Delete old events that are done, and the bodies of old ones that are not; the newest of a project stays.
+
+        Args:
+            before: Unix time in seconds; what was received since is not old.
+            checked: For each project the newest event up to which somebody has read the bodies of what was submitted;
+                those of later ones stay. None where nobody reads them.
+        """
         with self._connection() as db:
-            db.execute("UPDATE events SET done = ? WHERE id = ?", (time.time(), event_id))
+            newest = db.execute("SELECT project, MAX(id) FROM events GROUP BY project").fetchall()
+        marks = ",".join("?" * len(SUBMITTED))
+        old = f"project IS ? AND received < ? AND id < ? AND (id <= ? OR action NOT IN ({marks}))"
+        for project, last in newest:
+            upto = last if checked is None else checked.get(project, 0)
+            for change, state in (
+                ("DELETE FROM events", "done IS NOT NULL"),
+                ("UPDATE events SET body = x''", "done IS NULL AND length(body) > 0"),
+            ):
+                query = f"{change} WHERE id IN (SELECT id FROM events WHERE {old} AND {state} LIMIT {_BATCH})"
+                changed = _BATCH
+                while changed == _BATCH:
+                    with self._connection() as db:
+                        changed = db.execute(query, (project, before, last, upto, *SUBMITTED)).rowcount
 
     def counts(self) -> dict[str, int]:
         """Number of events by action."""

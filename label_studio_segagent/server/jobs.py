@@ -26,9 +26,10 @@ from huey.serializer import Serializer
 from huey.storage import RedisStorage
 from typing_extensions import override
 
-from ..errors import ApiError, ConfigError, SegAgentError
+from ..errors import ApiError, BusyError, ConfigError, SegAgentError
+from .databases import complaint, open_soundly
 
-__all__ = ["Job", "JobFunction", "JobQueue", "worker_name"]
+__all__ = ["Job", "JobFunction", "JobQueue", "open_queue", "worker_name"]
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class Job:
         attempts: How often a worker took it up.
         worker: Which one, as host:process.
         reason: Why it failed.
-        passing: The failure may pass by itself (Label Studio did not answer): it is worth another try.
+        passing: The failure may pass by itself (Label Studio did not answer, another process was at it): it is worth
+            another try.
         result: What it found.
     """
 
@@ -116,6 +118,15 @@ class _Plain(Serializer):  # type: ignore[misc]  # huey has no types
         return Message(str(number), str(name), None, 0, 0, None, tuple(args), {})
 
 
+def open_queue(url: str, folder: Path) -> JobQueue:
+    """The queue, for the process that is its server: a damaged file is put aside.
+
+    Raises:
+        ConfigError: It cannot be opened.
+    """
+    return open_soundly(folder / "jobs.sqlite3", lambda: JobQueue(url, folder))
+
+
 class JobQueue:
     """The queue and the records of its jobs. Safe under threads and processes.
 
@@ -128,18 +139,20 @@ class JobQueue:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
+        path = folder / "jobs.sqlite3"
         try:
             if url:
                 self.huey: Huey = Huey("segagent", storage_class=RedisStorage, serializer=_Plain(), url=url, utc=True)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = str(folder / "jobs.sqlite3")
-                self.huey = SqliteHuey("segagent", serializer=_Plain(), filename=path, fsync=True, timeout=30)
+                self.huey = SqliteHuey("segagent", serializer=_Plain(), filename=str(path), fsync=True, timeout=30)
             self.jobs()
         except Exception as error:  # of sqlite3 and redis, which need not be installed
+            if not url:
+                raise ConfigError(complaint("the job queue", path, error)) from error
             raise ConfigError(
-                f"the job queue {_shown(url) or folder / 'jobs.sqlite3'} cannot be used ({type(error).__name__}); "
-                "set SEGAGENT_QUEUE_URL to a Redis server that answers (and pip install redis), or leave it empty"
+                f"the job queue {_shown(url)} cannot be used ({type(error).__name__}); set SEGAGENT_QUEUE_URL to a "
+                "Redis server that answers (and pip install redis), or leave it empty"
             ) from error
         self._functions: Mapping[str, JobFunction] = {}
         self._task = self.huey.task(name="segagent-job")(self._work)
@@ -224,7 +237,9 @@ class JobQueue:
                 job = replace(job, state="done", share=1.0, step="", result=result)
             except SegAgentError as error:
                 log.warning("job %s (%s, project %d) failed: %s", job.id, job.kind, job.project, error)
-                passing = isinstance(error, ApiError) and (error.status is None or error.status >= 500)
+                passing = isinstance(error, BusyError) or (
+                    isinstance(error, ApiError) and (error.status is None or error.status >= 500)
+                )
                 job = replace(job, state="failed", reason=str(error), passing=passing)
             except Exception as error:
                 log.exception("job %s (%s, project %d) failed", job.id, job.kind, job.project)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +22,7 @@ from ..hlmat.trajectory import Trajectory, read_trajectories
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.project import read_project
 from ..pictures import trajectory_strip
+from ..processes import alone
 from ..segmenters.base import Segmenter
 from ..training.evaluation import LabelledImage, Measured, match_masks, measure, to_trajectories
 from ..training.generation import generate
@@ -69,13 +68,17 @@ def learn(settings: Settings, job: Job, report: Report) -> Mapping[str, Any]:
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is training the project.
         ConfigError: There is no Label Studio to ask, or a model cannot be loaded.
         InputError: There is too little to learn from.
     """
     client = need_client(settings)
     store = version_store(settings)
+    store.current(job.project)  # or a damaged file would be found when all is trained
     report(0.0, "reading annotations")
-    with closing(client), closing(build_loader(settings, client)) as loader, _alone(store, job.project) as work:
+    work = store.workplace(job.project)
+    busy = alone(work.parent / ".lock", f"training project {job.project}")
+    with closing(client), closing(build_loader(settings, client)) as loader, busy:
         folder = project_folder(settings, job.project) / "images"
         held, taught = split(labelled_images(read_project(client, loader, job.project, folder, absent=True)))
         result = _Training(settings, store, job.project, report).run(work, held, taught)
@@ -157,9 +160,8 @@ class _Training:
         }  # fmt: skip
         _draw(work, candidate, held)
         start = (base.policy.version, base.segmenter.version)
-        version = self.store.add(self.project, Version(candidate.version, fitted.model, start, report=result))
-        if better:
-            self.store.promote(self.project, version.name)
+        made = Version(candidate.version, fitted.model, start, report=result)
+        self.store.add(self.project, made, promote=better)
         log.info("project %d: %s", self.project, result)
         return result
 
@@ -263,16 +265,3 @@ def _same_images(work: Path, taught: Sequence[LabelledImage], settings: Settings
         shutil.rmtree(work)
         work.mkdir()
         stamp.write_text(digest.hexdigest())
-
-
-@contextmanager
-def _alone(store: VersionStore, project: int) -> Iterator[Path]:
-    """The workplace of a project, for this process only; the lock goes with the process, however that ends."""
-    work = store.workplace(project)
-    with (work.parent / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is training project {project}") from None
-        file.write(str(os.getpid()))
-        yield work

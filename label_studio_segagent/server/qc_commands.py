@@ -118,13 +118,17 @@ def annotators(
     out: Annotated[
         Path | None, typer.Option(help="Folder for consensus.json: the objects that most annotators of a picture drew.")
     ] = None,
+    consensus: Annotated[
+        str,
+        typer.Option(help="What makes one mask of several: majority, or staple (needs the extra \\[staple])."),
+    ] = "majority",
 ) -> None:
     """Show how well annotators agree with each other, and with ground-truth annotations (honeypots)."""
-    from .checking import compare_annotators
+    from .annotators import compare_annotators
     from .settings import load_settings
 
     with reporting():
-        scores, several, agreed = compare_annotators(load_settings(), project, out)
+        scores, several, agreed = compare_annotators(load_settings(), project, out, consensus)
     table = Table("user id", "pictures", "shared", "agreement with others", "with ground truth", "accuracy")
     for name, row in sorted(scores.items(), key=lambda item: item[1]["agreement"] or 0.0):
         shown = [row["pictures"], row["shared"], row["agreement"], row["checked"], row["accuracy"]]

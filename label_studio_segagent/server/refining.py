@@ -25,6 +25,7 @@ __all__ = ["PICTURES", "Refined", "refine_job", "refine_project"]
 PICTURES = "refined.jpg"
 """The file with pictures before and after."""
 _MOST_PICTURES = 24
+_VERSION = "refine-"
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ def refine_project(
     """Let the agent refine the masks that a project's tasks carry (see `refiner.carried`).
 
     Where it expects a gain for at least one region, the task gets a prediction of its own version, `refine-…`, with the
-    better masks in place of those regions and everything else as it was.
+    better masks in place of those regions and everything else as it was. It replaces those of earlier runs.
 
     Args:
         settings: Of the server.
@@ -74,7 +75,7 @@ def refine_project(
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         config = LabelConfig.parse(str(client.call("GET", f"/api/projects/{project}/").get("label_config")))
         refiner = TaskRefiner(predictor.agent, base.images, config, least_gain)
-        done = Refined("refine-" + predictor.agent.version.removeprefix("segagent-"))
+        done = Refined(_VERSION + predictor.agent.version.removeprefix("segagent-"))
         tasks = list(iterate_tasks(client, project, **({} if view is None else {"view": view})))
         pictures: list[Image] = []
         for number, task in enumerate(tasks):
@@ -86,6 +87,9 @@ def refine_project(
                 done.failures += [(task["id"], reason) for reason in one.failures]
                 if one.changes:
                     put_prediction(client, task, one.results, one.score, done.version)
+                    for old in task.get("predictions") or []:
+                        if _outdated(old, done.version):
+                            client.call("DELETE", f"/api/predictions/{old['id']}/")
                     done.tasks += 1
                     for change in one.changes[: max(0, (_MOST_PICTURES - len(pictures)) // 2)]:
                         pictures += _panels(task["id"], change)
@@ -106,6 +110,11 @@ def refine_job(settings: Settings, job: Job, report: Callable[[float, str], None
     summary = {"version": done.version, "tasks": done.tasks, "regions": done.regions, "changed": done.changed,
                "failures": len(done.failures)}  # fmt: skip
     return {**summary, "report": PICTURES} if done.changed else summary
+
+
+def _outdated(prediction: Mapping[str, Any], version: str) -> bool:
+    """Whether a prediction is of an earlier refinement."""
+    return str(prediction.get("model_version") or "").startswith(_VERSION) and prediction["model_version"] != version
 
 
 def _panels(task: int, change: Change) -> list[Image]:

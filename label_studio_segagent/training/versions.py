@@ -16,11 +16,13 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, InputError
+from ..processes import alone
 
 __all__ = ["Version", "VersionStore"]
 
@@ -50,6 +52,8 @@ class Version:
 class VersionStore:
     """The versions of all projects in a folder. Safe under processes: readers see the old or the new state.
 
+    Those that change something wait for each other.
+
     Args:
         folder: Made when something is written.
     """
@@ -76,7 +80,7 @@ class VersionStore:
             InputError: There is no such version.
         """
         folder = self._home(project) / name
-        if not _NAME.fullmatch(name) or not (folder / "version.json").is_file():
+        if not _NAME.fullmatch(name) or not self._is_there(project, name):
             known = ", ".join(v.name for v in self.versions(project)) or "none"
             raise InputError(f"project {project} has no version {name!r}; it has: {known}")
         return folder
@@ -103,12 +107,13 @@ class VersionStore:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def add(self, project: int, version: Version) -> Version:
+    def add(self, project: int, version: Version, *, promote: bool = False) -> Version:
         """Turn the workplace into a version.
 
         Args:
             project: Project id.
             version: Its `policy` names files in the workplace, `created` is filled in.
+            promote: Let it serve the project at once.
 
         Returns:
             The version as stored. One of the same name, which has the same weights, is replaced.
@@ -121,10 +126,13 @@ class VersionStore:
         }  # fmt: skip
         _write(work / "version.json", fields)
         target = home / version.name
-        if target.exists():
-            _discard(target)
-        work.rename(target)
-        _sync(home)
+        with self._changing(project):
+            if target.exists():
+                _discard(target)
+            work.rename(target)
+            _sync(home)
+            if promote:
+                self._remember(project, [*self._history(project), version.name])
         stored = _read(target / "version.json")
         assert stored is not None
         return stored
@@ -135,9 +143,10 @@ class VersionStore:
         Raises:
             InputError: There is no such version.
         """
-        if name is not None:
-            self.folder_of(project, name)
-        self._remember(project, [*self._history(project), name])
+        with self._changing(project):
+            if name is not None:
+                self.folder_of(project, name)
+            self._remember(project, [*self._history(project), name])
 
     def rollback(self, project: int) -> str | None:
         """Let the version serve that did before the current one; returns its name.
@@ -145,37 +154,50 @@ class VersionStore:
         Raises:
             InputError: None did.
         """
-        history = self._history(project)
-        if not history:
-            raise InputError(f"project {project} has had no other version than the model that the settings name")
-        before = history[:-1]
-        while before and before[-1] is not None and not (self._home(project) / before[-1] / "version.json").is_file():
-            before.pop()  # pruned since
-        self._remember(project, before)
-        return before[-1] if before else None
+        with self._changing(project):
+            history = self._history(project)
+            if not history:
+                raise InputError(f"project {project} has had no other version than the model that the settings name")
+            before = history[:-1]
+            while before and before[-1] is not None and not self._is_there(project, before[-1]):
+                before.pop()  # pruned since
+            self._remember(project, before)
+            return before[-1] if before else None
 
     def prune(self, project: int, keep: int) -> list[str]:
         """Delete all versions but the newest `keep` and the current one; returns the names of the deleted ones."""
-        current, versions = self.current(project), self.versions(project)
-        doomed = [v.name for v in versions[: max(len(versions) - keep, 0)] if v.name != current]
-        for name in doomed:
-            _discard(self._home(project) / name)
-        return doomed
+        with self._changing(project):
+            current, versions = self.current(project), self.versions(project)
+            doomed = [v.name for v in versions[: max(len(versions) - keep, 0)] if v.name != current]
+            for name in doomed:
+                _discard(self._home(project) / name)
+            return doomed
 
     def _home(self, project: int) -> Path:
         return self.folder / str(int(project))
 
+    def _is_there(self, project: int, name: str) -> bool:
+        return (self._home(project) / name / "version.json").is_file()
+
+    def _changing(self, project: int) -> AbstractContextManager[None]:
+        return alone(self._home(project) / ".changing")
+
     def _history(self, project: int) -> list[str | None]:
+        path = self._home(project) / "current.json"
         try:
-            names = json.loads((self._home(project) / "current.json").read_text("utf-8"))["history"]
+            names = json.loads(path.read_text("utf-8"))["history"]
+            if not isinstance(names, list):
+                raise ValueError(f"its history is {str(names)[:40]!r}")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._home(project) / 'current.json'} cannot be read: {error}; delete it") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); delete it: the settings' models serve "
+                f"project {project} then, until segagent models promote names a version"
+            ) from error
         return [name if name is None else str(name) for name in names]
 
     def _remember(self, project: int, history: Sequence[str | None]) -> None:
-        self._home(project).mkdir(parents=True, exist_ok=True)
         _write(self._home(project) / "current.json", {"history": list(history[-50:])})
 
 

@@ -219,6 +219,17 @@ def test_cancelled_annotations_and_older_versions_are_left_out(read: Any) -> Non
     assert [record.meta["annotation"] for record in records] == [3, 4]
 
 
+def test_what_somebody_else_made_a_copy_of_is_still_what_its_author_says(read: Any) -> None:
+    one = task(
+        1,
+        annotation(1, drawn(ring()), completed_by=7),
+        annotation(2, drawn(ring(20)), completed_by={"id": 7}, parent_annotation=1),  # his own newer version
+        annotation(3, drawn(ring(25)), completed_by=8, parent_annotation=2),
+    )
+    assert [r.meta["annotation"] for r in read(one)] == [3]
+    assert [(r.meta["annotation"], r.meta["by"]) for r in read(one, copied=True)] == [(2, 7), (3, 8)]
+
+
 # accepted predictions
 
 

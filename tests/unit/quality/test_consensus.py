@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.arrays import Mask
-from label_studio_segagent.quality.consensus import agreement, annotator_scores, consensus
+from label_studio_segagent.hlmat.metrics import iou
+from label_studio_segagent.quality.consensus import agreement, annotator_scores, consensus, majority, pixel_rule, staple
+
+needs_staple = pytest.mark.skipif(
+    importlib.util.find_spec("SimpleITK") is None, reason="needs the extra [staple] (SimpleITK)"
+)
 
 
 def block(x0: int, x1: int) -> Mask:
@@ -32,6 +40,31 @@ def test_the_majority_decides_about_objects_and_pixels() -> None:
     # Two objects of one annotator are never one object.
     twins = [[("cat", block(0, 10)), ("cat", block(2, 10))], [("cat", block(0, 10)), ("cat", block(2, 10))]]
     assert len(consensus(twins)) == 2
+
+
+@needs_staple
+def test_staple_believes_those_who_are_reliable() -> None:
+    fuse = pixel_rule("staple")
+    assert fuse is staple
+    # All agree, also where they leave no background, and where there is nothing at all.
+    for mask in (block(3, 9), np.ones((6, 20), bool), np.zeros((6, 20), bool)):
+        assert np.array_equal(fuse([mask] * 3), mask) and fuse([mask] * 3).dtype == bool
+    # Two draw all of it, three a part each: there is no majority for the rest.
+    whole, rows, columns = np.zeros((60, 80), bool), np.arange(60)[:, None], np.arange(80)
+    whole[10:50, 20:60] = True
+    masks = [whole, np.roll(whole, 1, 0), whole & (columns < 35), whole & (columns > 45), whole & (rows < 30)]
+    assert iou(staple(masks), whole) > 0.97 > 0.9 > iou(majority(masks), whole)
+    [agreed] = consensus([[("cat", block(0, 4))], [("cat", block(0, 4))], [("cat", block(1, 6))]], fuse)
+    assert agreed.votes == 3 and np.array_equal(agreed.mask, block(0, 4))
+
+
+def test_rules_have_names_and_what_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pixel_rule("majority") is majority
+    with pytest.raises(InputError, match="unknown consensus 'mean'; known: majority, staple"):
+        pixel_rule("mean")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"label-studio-segagent\[staple\]"):
+        pixel_rule("staple")
 
 
 def test_annotators_are_compared_with_each_other_and_with_the_truth() -> None:

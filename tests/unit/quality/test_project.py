@@ -15,7 +15,7 @@ from label_studio_segagent.datasets.record import Record
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.trajectory import Sample, encode_mask
 from label_studio_segagent.quality.calibration import Calibration
-from label_studio_segagent.quality.export import export, judge
+from label_studio_segagent.quality.export import export, judge, rightly_empty
 from label_studio_segagent.quality.issues import Thresholds
 from label_studio_segagent.quality.project import (
     Annotated,
@@ -169,8 +169,65 @@ def test_odd_texts_end_nothing(agent: SegAgent, picture: Path, scene: Sample, tm
     assert fresh == 4 and run(agent, annotated, store) == (found, 0)
     for kind, least in (("coco", 0.0), ("masks", 0.0), ("coco", 1.1), ("labelstudio", 0.0)):
         verdicts = judge(annotated, found, least)
-        task = {"data": {}, "annotations": [{"id": 2, "result": [{"id": "r2 \ud83d"}]}]}
-        assert sum(export(verdicts, tmp_path / kind, kind, [task])) == 4
+        task = {"data": {}, "annotations": [{"id": 2, "updated_at": "now", "result": [{"id": "r2 \ud83d"}]}]}
+        assert sum(export(verdicts, tmp_path / kind, kind, tasks=[task])) == 4
         write_report(verdicts, tmp_path / kind / "report.html", "\ud83d", least)
     folders = [path.name for path in (tmp_path / "masks" / "masks").iterdir()]
     assert len(folders) == 4 and all(len(name.encode()) < 256 for name in folders)
+
+
+def test_what_was_edited_after_the_check_is_not_exported_with_its_old_score(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    annotated = list(group_records([record(picture, scene.mask, n) for n in (1, 2, 3)]))
+    found, _ = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))
+    results = [{"id": n, "updated_at": updated, "result": [{"id": "r"}]} for n, updated in ((1, "now"), (2, "later"))]
+    verdicts = judge(annotated, found, 0.0)
+    # 2 was edited meanwhile, 3 deleted.
+    assert export(verdicts, tmp_path, "labelstudio", tasks=[{"data": {}, "annotations": results}]) == (1, 2)
+    [task] = json.loads((tmp_path / "tasks.json").read_text())
+    assert len(task["annotations"]) == 1
+    with (tmp_path / "rejected.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["annotation"] for row in rows] == ["2", "3"] and all("edited since" in row["reasons"] for row in rows)
+
+
+def test_one_that_was_saved_again_as_it_was_is_not_edited(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    store = FindingStore(tmp_path / "q.jsonl")
+    run(agent, list(group_records([record(picture, scene.mask, 1)])), store)
+    [found], fresh = run(agent, list(group_records([record(picture, scene.mask, 1, updated="later")])), store)
+    assert fresh == 0 and found.updated == "later" and store.read()[1, str(picture)].updated == "later"
+
+
+def test_pictures_that_are_rightly_empty_are_in_the_data_set(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    nothing = np.zeros_like(scene.mask)
+    annotated = list(group_records([record(picture, nothing, n, absent=True, task=n) for n in (1, 2)]))
+    found, _ = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))
+    found[1] = replace(found[1], score=0.2)  # something is missing there
+    empty = rightly_empty(annotated, found, 0.8)
+    assert [finding.annotation for finding in empty] == [1]
+    assert export([], tmp_path, "coco", empty=empty) == (0, 0)
+    content = json.loads((tmp_path / "coco.json").read_text())
+    [image], (height, width) = content["images"], scene.mask.shape
+    assert (image["width"], image["height"]) == (width, height) and content["annotations"] == []
+    assert (tmp_path / "images" / image["file_name"]).exists()
+    tasks = [{"data": {}, "annotations": [{"id": n, "updated_at": "now", "result": []}]} for n in (1, 2)]
+    export([], tmp_path, "labelstudio", empty=empty, tasks=tasks)
+    assert [task["annotations"][0]["result"] for task in json.loads((tmp_path / "tasks.json").read_text())] == [[]]
+    export([], tmp_path / "masks", "masks", empty=empty)
+    assert len(list((tmp_path / "masks" / "images").iterdir())) == 1
+
+
+def test_no_cell_of_a_table_is_a_formula(agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path) -> None:
+    evil = '=HYPERLINK("http://evil")'
+    rows = [replace(record(picture, scene.mask, 1, region="@r"), prompt=evil)]
+    annotated = list(group_records(rows))
+    found, _ = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))
+    export(judge(annotated, found, 1.1), tmp_path, "coco")
+    with (tmp_path / "rejected.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert (row["label"], row["region"]) == (f"'{evil}", "'@r")

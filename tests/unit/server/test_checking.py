@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import pytest
+
+from label_studio_segagent.errors import BusyError
 from label_studio_segagent.quality.project import WrittenLog
-from label_studio_segagent.server.checking import _left, _named, _submitted, check_project
+from label_studio_segagent.server import checking
+from label_studio_segagent.server.checking import (
+    _left,
+    _named,
+    _submitted,
+    check_project,
+    clear_project,
+    export_project,
+)
 from label_studio_segagent.server.inbox import SUBMITTED, Inbox
 from label_studio_segagent.server.jobs import Job
-from label_studio_segagent.server.models import project_folder
+from label_studio_segagent.server.models import build_predictor, project_folder
 from label_studio_segagent.server.settings import Settings
 
 
@@ -61,6 +73,37 @@ def test_tasks_without_annotations_are_left_without_findings(
     web.asked.clear()
     check_project(given, 3, lambda share, step: None)
     assert "/api/predictions/" not in web.paths()  # once is enough
+
+
+def test_an_export_reads_the_project_and_loads_the_models_once(
+    settings: Callable[..., Settings], web: Any, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is what was scored, whatever annotators do meanwhile."""
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    web.routes.update({
+        "/api/projects/3/": {"id": 3, "label_config": config, "title": "Cats"}, "/api/tasks": {"tasks": []},
+        "/api/dm/views/": lambda request: {"id": 1} if request.method == "POST" else [],
+    })  # fmt: skip
+    loaded: list[None] = []
+    monkeypatch.setattr(checking, "build_predictor", lambda s: loaded.append(None) or build_predictor(s))
+    assert export_project(given, 3, tmp_path / "out", "coco", 0.8, lambda share, step: None) == (0, 0)
+    assert len(loaded) == 1 and web.paths().count("/api/tasks") == 1
+    assert "Cats" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_checks_of_a_project_do_not_mix(settings: Callable[..., Settings], web: Any, tmp_path: Path) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    refused = pytest.raises(BusyError, match="another process is checking the masks of project 3; try again")
+    with checking._alone(given, 3):
+        with refused:
+            check_project(given, 3, lambda share, step: None)
+        with refused:
+            export_project(given, 3, tmp_path / "out", "coco", 0.8, lambda share, step: None)
+        with refused:
+            clear_project(given, 3)
+        with checking._alone(given, 4):  # another project is another matter
+            pass
+    assert web.asked == []
 
 
 def test_what_could_not_be_looked_at_keeps_its_findings() -> None:

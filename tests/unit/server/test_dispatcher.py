@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,14 @@ class Office:
             return {}
 
         assert self.queue.do_next({"train": do})
+
+
+def events(folder: Path) -> list[Event]:
+    """All that is in the inbox, done or not."""
+    with sqlite3.connect(folder / "inbox.sqlite3") as db:
+        rows = db.execute("SELECT id, received, action, project, body, annotations FROM events ORDER BY id").fetchall()
+    db.close()
+    return [Event(*row) for row in rows]
 
 
 @pytest.fixture
@@ -90,6 +99,75 @@ def test_events_stay_until_their_training_is_done(office: Office) -> None:
     office.work()
     office.look(40)
     assert len(office.inbox.pending_heads()) == 1  # what came during the training is for the next one
+
+
+def test_without_learning_no_annotation_waits(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    office = Office(settings(policy="embedded", train_after=0), tmp_path)
+    office.annotate(60)
+    assert office.look(99) == [] and office.inbox.pending_heads() == []
+    office.inbox.put("START_TRAINING", 1, b"{}")
+    office.annotate(1)
+    assert office.look() == ["1: the Start Training button"]
+    office.work(ApiError("no answer"))
+    assert office.look(99) == ["1: the Start Training button"]  # it is not forgotten
+    office.work()
+    assert office.look() == [] and office.inbox.pending_heads() == []
+
+
+def test_what_was_learned_from_is_forgotten_after_a_day_and_nothing_else(office: Office) -> None:
+    day = 24 * 3600.0
+    office.annotate(3)
+    office.look(40)
+    office.work()
+    office.look(40)
+    office.annotate(2)
+    office.look(day / 2)
+    assert office.inbox.counts() == {"ANNOTATION_CREATED": 5}
+    office.look(day + 9)
+    assert office.inbox.counts() == {"ANNOTATION_CREATED": 2} and len(office.inbox.pending_heads()) == 2
+    assert [event.body for event in office.inbox.pending()] == [b"", b"{}"]  # the newest stays as it is
+    office.annotate(1)
+    assert office.look(2 * day) == ["1: 3 new annotations"]
+
+
+def test_what_no_check_has_read_is_not_forgotten(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    office = Office(settings(policy="embedded", train_after=0, qc_on_submit=True), tmp_path)
+    office.annotate(2)
+    office.look(6)
+    assert office.queue.do_next({"qc": lambda job, report: {}})
+    office.annotate(2)
+    office.inbox.put("ANNOTATIONS_DELETED", 1, b"{}", 1)
+    office.annotate(1)
+    office.look(0)
+    office.look(24 * 3600.0 + 9)
+    assert [event.action for event in events(tmp_path)] == ["ANNOTATION_CREATED"] * 3
+    assert list(office.inbox.bodies(1, ["ANNOTATION_CREATED"], 2, 99)) == [b"{}"] * 3
+
+
+def test_a_project_that_cannot_be_trained_does_not_fill_the_inbox(office: Office) -> None:
+    for _ in range(4):
+        office.annotate(3)
+        assert office.look(40)[0].endswith("new annotations")
+        office.work(InputError("too little"))
+        office.look(0)
+        [head] = office.inbox.pending_heads()
+    assert head.annotations == 12
+    office.annotate(1)
+    assert office.look(40) == ["1: 13 new annotations"]
+    office.work()
+    assert office.look(40) == [] and office.inbox.pending_heads() == []
+
+
+def test_heads_are_read_without_the_bodies(office: Office) -> None:
+    office.annotate(3)
+    queries: list[str] = []
+    with office.inbox._connection() as db:
+        db.set_trace_callback(queries.append)
+        office.inbox.pending_heads()
+        db.set_trace_callback(None)
+        [query] = [query for query in queries if query.startswith("SELECT")]
+        [plan] = db.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert "COVERING INDEX heads" in plan[3]
 
 
 def test_other_events_are_not_kept_waiting(office: Office) -> None:
@@ -218,8 +296,6 @@ def test_the_thread_looks_and_stops(office: Office) -> None:
 
 
 def test_a_file_of_the_first_release_is_brought_up_to_date(tmp_path: Path) -> None:
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "inbox.sqlite3") as db:
         db.execute(
             "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, received REAL NOT NULL, action TEXT NOT NULL, "

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 
-from label_studio_segagent.errors import ApiError, ConfigError, InputError
+from label_studio_segagent.errors import ApiError, BusyError, ConfigError, InputError
 from label_studio_segagent.labelstudio.local import free_port
 from label_studio_segagent.server.jobs import Job, JobQueue, worker_name
 
@@ -85,6 +85,7 @@ def test_a_job_is_done_and_remembered(queue: JobQueue, tmp_path: Path, url: str)
     [
         (InputError("too little"), False, "too little"),
         (ApiError("no answer"), True, "no answer"),
+        (BusyError("another process"), True, "another process"),
         (ApiError("broken", 502), True, "broken"),
         (ApiError("forbidden", 403), False, "forbidden"),
         (ZeroDivisionError("secret /path"), False, "internal error (ZeroDivisionError); see the log"),

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from label_studio_segagent.datasets.record import Record
-from label_studio_segagent.errors import ConfigError, InputError
+from label_studio_segagent.errors import BusyError, ConfigError, InputError
 from label_studio_segagent.hlmat.trajectory import encode_mask
+from label_studio_segagent.processes import alone
 from label_studio_segagent.server.jobs import Job
-from label_studio_segagent.server.learning import _alone, labelled_images, learn, split, switch_version
+from label_studio_segagent.server.learning import labelled_images, learn, split, switch_version
 from label_studio_segagent.server.models import build_predictor, load_version, version_store
 from label_studio_segagent.server.settings import Settings
 from label_studio_segagent.training.evaluation import LabelledImage
-from label_studio_segagent.training.versions import Version, VersionStore
+from label_studio_segagent.training.versions import Version
 
 MASK = encode_mask(np.eye(4, dtype=bool))
 
@@ -102,12 +103,17 @@ def test_label_studio_is_told_of_a_rollback(settings: Callable[..., Settings], w
     assert store.current(3) == "learned"
 
 
-def test_one_training_a_project(tmp_path: Path) -> None:
-    store = VersionStore(tmp_path)
-    with _alone(store, 1):
-        with pytest.raises(InputError, match="another process"), _alone(store, 1):
-            pass
-        with _alone(store, 2):
-            pass
-    with _alone(store, 1):
-        pass
+def test_one_training_a_project(settings: Callable[..., Settings], web: Any) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    lock = version_store(given).workplace(1).parent / ".lock"
+    with alone(lock, "training"), pytest.raises(BusyError, match="another process is training project 1"):
+        learn(given, Job("a", "train", 1, "why"), lambda share, step: None)
+    assert web.asked == []
+
+
+def test_a_damaged_version_file_is_told_of_before_the_training(settings: Callable[..., Settings], web: Any) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    (version_store(given).workplace(1).parent / "current.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"current.json cannot be read.*delete it"):
+        learn(given, Job("a", "train", 1, "why"), lambda share, step: None)
+    assert web.asked == []

@@ -123,6 +123,15 @@ def test_pending_and_done(inbox: Inbox) -> None:
     assert len(inbox.pending()) == 2
 
 
+def test_much_is_forgotten_in_small_steps_and_the_newest_of_each_project_stays(inbox: Inbox) -> None:
+    for project in (1, 2, None):
+        ids = [inbox.put("X", project, b"body") for _ in range(120)]
+        inbox.mark_done(*ids)
+    inbox.forget(time.time() + 1)
+    assert inbox.counts() == {"X": 3} and inbox.projects() == [1, 2]
+    assert inbox.put("X", 1, b"") == 361  # ids go on
+
+
 def test_reopening_finds_everything(inbox: Inbox, tmp_path: Path) -> None:
     first, second = inbox.put("A", 1, b"\x00\xff"), inbox.put("B", 1, b"")
     inbox.mark_done(first)
@@ -187,7 +196,7 @@ def test_closing_twice_and_going_on(inbox: Inbox) -> None:
 
 def test_a_file_that_is_no_inbox(tmp_path: Path) -> None:
     (tmp_path / "inbox.sqlite3").write_bytes(b"this is no database at all, but long enough to look at" * 20)
-    with pytest.raises(ConfigError, match="inbox.sqlite3 cannot be used.*SEGAGENT_DATA_DIR"):
+    with pytest.raises(ConfigError, match="inbox.sqlite3 is damaged.*restart the server"):
         Inbox(tmp_path / "inbox.sqlite3")
 
 

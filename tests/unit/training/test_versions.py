@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,20 @@ def test_half_a_version_is_none(store: VersionStore) -> None:
         store.current(3)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"7", b'{"history": 5}', b'{"history": "abc"}', b"\xff", b"[" * 99_999]
+)
+def test_a_damaged_current_file_is_named(store: VersionStore, content: bytes) -> None:
+    make(store, "a")
+    (store.folder / "3" / "current.json").write_bytes(content)
+    for ask in (lambda: store.current(3), lambda: store.promote(3, "a"), lambda: store.rollback(3)):
+        with pytest.raises(ConfigError, match=r"3/current.json cannot be read.*delete it"):
+            ask()
+    with pytest.raises(ConfigError, match="delete it"):
+        store.prune(3, 0)
+    assert [v.name for v in store.versions(3)] == ["a"]
+
+
 def test_what_is_being_made_is_no_version(store: VersionStore) -> None:
     make(store, "a", 1.0)
     # Killed between the last file and the renaming: all is there, but in the workplace.
@@ -112,3 +128,28 @@ def test_the_same_version_again_replaces_itself(store: VersionStore) -> None:
         json.loads((store.folder / "3" / "a" / "version.json").read_text())["policy"]
         == "embedded:{folder}/policy.safetensors"
     )
+
+
+def test_changes_wait_for_each_other(store: VersionStore) -> None:
+    """A promotion that comes while versions are pruned must not be of one that is being deleted."""
+    make(store, "a", 1.0)
+    make(store, "b", 2.0)
+    for change in (
+        lambda: store.promote(3, "a"), lambda: store.rollback(3), lambda: store.prune(3, 1),
+        lambda: make(store, "c", 3.0),
+    ):  # fmt: skip
+        thread = threading.Thread(target=change)
+        with store._changing(3):
+            before = (store.current(3), store.versions(3))
+            thread.start()
+            time.sleep(0.1)
+            assert thread.is_alive() and (store.current(3), store.versions(3)) == before
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [v.name for v in store.versions(3)] == ["b", "c"]
+
+
+def test_a_version_is_made_and_promoted_at_once(store: VersionStore) -> None:
+    store.workplace(3)
+    store.add(3, Version("a", "embedded", ("p", "s")), promote=True)
+    assert store.current(3) == "a"
