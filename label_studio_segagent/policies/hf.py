@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from PIL import Image as PILImage
@@ -135,7 +136,10 @@ class HfPolicy(MllmPolicy):
         ]
         # Thinking would use up the few tokens of an answer.
         options = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
-        texts = self.processor.apply_chat_template(chats, add_generation_prompt=True, **options)
+        try:
+            texts = self.processor.apply_chat_template(chats, add_generation_prompt=True, **options)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ConfigError(f"the model's chat template cannot be used: {error}") from error
         bos = self.tokenizer.bos_token
         inputs = self.processor(
             text=texts,

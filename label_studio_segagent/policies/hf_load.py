@@ -125,7 +125,7 @@ def read_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
         ConfigError: There is no adapter, or it was trained for another model.
         ImportError: There is no peft.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{folder} is no LoRA adapter: it has no adapter_model.safetensors (pickles are not loaded)")
@@ -133,7 +133,13 @@ def read_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
         with warnings.catch_warnings():
             # Otherwise peft leaves what has no weights in the file as it was made: without effect, or at random.
             warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+            learned = {key for key in weights.keys() if "lora_" in key}  # noqa: SIM118
+        unknown = sorted(learned - set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
+        if unknown:
+            raise ValueError(f"it has weights for {', '.join(unknown[:3])}, which the model has not")
+        return adapted
     except (UserWarning, ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{folder} is no LoRA adapter of this model: {_line(error)}") from error
 

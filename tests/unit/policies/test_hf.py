@@ -351,6 +351,22 @@ def test_an_adapter_of_another_model(kept: int, llava: Path, adapter: Path, tmp_
         load_policy(f"hf:{llava}+{copy}")
 
 
+def test_an_adapter_with_more_than_the_model_has(llava: Path, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    state = load_file(copy / "adapter_model.safetensors")
+    name = min(state)
+    save_file({**state, name.replace("layers", "blocks"): state[name].clone()}, copy / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="no LoRA adapter of this model: it has weights for .*blocks"):
+        load_policy(f"hf:{llava}+{copy}")
+
+
+def test_a_chat_template_that_does_not_work(llava: Path, tmp_path: Path, scene: Sample) -> None:
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content | nonsense }}")
+    with pytest.raises(ConfigError, match="chat template cannot be used: .*nonsense"):
+        load_policy(f"hf:{copy}").locate(scene.image, "cat")
+
+
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_damaged_adapter(file: str, llava: Path, adapter: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
