@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Finish
 from ..hlmat.arrays import Box, Image, Mask, check_image, mask_box
 from ..hlmat.metrics import box_iou
+from ..parallel import on_cores
 from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View, object_box, zoom_window
@@ -59,7 +60,7 @@ class ActSettings:
         doubt: Score from which a target explains a mask, or answers when one is asked for, relative to the score from
             which it is proposed.
         most: Targets handed out per image.
-        judged: The judge's share of what the mask should be; the rest is the reviewer's.
+        judged: The judge's share of what a mask without a box should be; the rest is the reviewer's.
     """
 
     thinnest: float = 0.04
@@ -149,15 +150,15 @@ class EmbeddedPolicy(Policy):
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
-        return [self._targets(self.see(image), image, prompt) for image, prompt in items]
+        return on_cores(lambda item: self._targets(self.see(item[0]), *item), items)
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
-        return [self._act(observation, 1)[0] for observation in observations]
+        return on_cores(lambda observation: self._act(observation, 1)[0], observations)
 
     @override
     def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
-        return [self._act(observation, count) for observation in observations]
+        return on_cores(lambda observation: self._act(observation, count), observations)
 
     def see(self, image: Image, state: ImageState | None = None) -> Seen:
         """The image through the locator's eyes, kept for the next question about it.
@@ -271,6 +272,8 @@ class EmbeddedPolicy(Policy):
             drawn = torch.sigmoid(logits[:, :, : view.height // 4, : view.width // 4])
             if not observed.mask.any():
                 return drawn[0, 0].numpy(), 0.0
+            if observed.box is not None:  # it is known which object is meant, and that is the reviewer's strength
+                return drawn[0, 0].numpy(), float(net.rating(reviewed)[0])
             finished, judged = net.judge(glimpse.maps, torch.from_numpy(cut)[None, None])
             share = self.settings.judged
             drawn = (1 - share) * drawn + share * F.avg_pool2d(torch.sigmoid(finished), 2)

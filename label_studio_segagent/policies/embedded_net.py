@@ -269,7 +269,8 @@ class PolicyNet(nn.Module):
             maps: list[Tensor] = self.backbone(images)
         return maps[1:]
 
-    def rating(self, reviewed: Tensor, judged: Tensor) -> Tensor:
-        """The predicted IoU from the logits of the reviewer and the judge, all (N,)."""
+    def rating(self, reviewed: Tensor, judged: Tensor | None = None) -> Tensor:
+        """The predicted IoU from the logits of the reviewer and, where it was asked, the judge, all (N,)."""
         factor, shift, _ = self.calibration
-        return (1 - _JUDGED) * torch.sigmoid(reviewed * factor + shift) + _JUDGED * torch.sigmoid(judged)
+        rated = torch.sigmoid(reviewed * factor + shift)
+        return rated if judged is None else (1 - _JUDGED) * rated + _JUDGED * torch.sigmoid(judged)

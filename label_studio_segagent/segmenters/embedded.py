@@ -25,7 +25,8 @@ from typing_extensions import override
 from ..errors import InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask, check_image
-from .base import ImageState, Segmentation, Segmenter
+from ..parallel import on_cores
+from .base import ImageState, Query, Segmentation, Segmenter
 from .embedded_decoder import Prompt
 from .embedded_views import View, object_box, resize_map, without_strays, zoom_window
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
@@ -153,6 +154,10 @@ class EmbeddedSegmenter(Segmenter):
         if box is not None:
             logits = without_strays(logits, view.box(box), view.points(clicks))
         return self._compose(state, view, logits, score)
+
+    @override
+    def predict_batch(self, queries: Sequence[Query]) -> list[Segmentation]:
+        return on_cores(lambda q: self.predict(q.state, q.clicks, box=q.box, prior=q.prior), queries)
 
     @override
     def fresh(self, state: ImageState) -> ImageState:
