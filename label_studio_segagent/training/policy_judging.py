@@ -56,7 +56,7 @@ class JudgeDataset:
     """Draws batches.
 
     Args:
-        scenes: With an object of half a percent of the image at least.
+        scenes: Annotated images; those without an object are passed over.
         side: Of the crops, in pixels.
     """
 
