@@ -29,14 +29,14 @@ from label_studio_segagent.training.segmenter_report import save_weights
 
 SMALL = PolicyConfig((), side=96, text=16, trunk=32, fine=16, review=(16, 16, 32), context=4)
 SMOKE = PolicySettings(
-    minutes=0.1,
+    minutes=0.2,
     trajectory_minutes=1,
     scenes=3,
     reviews=4,
     crops_judged=2,
     masks_judged=2,
     warmup=2,
-    log_steps=2,
+    log_steps=1,
     checkpoint_minutes=0.02,
     pretrained=False,
 )
@@ -110,7 +110,7 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Pat
     before = torch.load(trained / "checkpoint.pt", weights_only=True)
     threads = torch.get_num_threads()
     try:
-        longer = replace(SMOKE, minutes=0.15)
+        longer = replace(SMOKE, minutes=0.25)
         train_policy([data], trained, longer, segmenter=clicker, config=SMALL, resume=True)
     finally:
         torch.set_num_threads(threads)
