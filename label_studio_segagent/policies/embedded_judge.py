@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..segmenters.embedded_decoder import ClickDecoder, NetConfig, Prompt
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "compare_masks", "part_mean"]
 
 _EDGE = 5
 """Width of the strip along a mask's boundary that is looked at on its own, in cells of stride 4."""
@@ -52,18 +52,24 @@ class Judge(ClickDecoder):
         )  # fmt: skip
         logits, x16, x8 = self.draw(features, prompt)
         wanted = F.avg_pool2d(torch.sigmoid(logits.detach()), 2)
-        both, either = (mask * wanted).sum((1, 2, 3)), (mask + wanted - mask * wanted).sum((1, 2, 3))
         size, area, cells = mask.sum((1, 2, 3)), wanted.sum((1, 2, 3)), mask[0].numel()
-        overlap = torch.logit(((both + 0.5) / (either + 1)).clamp(0.02, 0.98))
+        compared = compare_masks(mask, wanted)
         sure, wrong = (2 * wanted - 1).abs(), (mask - wanted).abs()
         edge = F.max_pool2d(mask, _EDGE, 1, _EDGE // 2) + F.max_pool2d(-mask, _EDGE, 1, _EDGE // 2)
-        facts = [overlap, both / (size + 1), both / (area + 1), _mean(sure, mask)[:, 0], _mean(sure, wanted)[:, 0],
-                 size / cells, area / cells, _mean(wrong, edge)[:, 0]]  # fmt: skip
-        pooled = [_mean(x8, F.avg_pool2d(part, 2)) for part in (mask, wrong, edge)]
+        facts = [*compared, part_mean(sure, mask)[:, 0], part_mean(sure, wanted)[:, 0],
+                 size / cells, area / cells, part_mean(wrong, edge)[:, 0]]  # fmt: skip
+        pooled = [part_mean(x8, F.avg_pool2d(part, 2)) for part in (mask, wrong, edge)]
         rating: Tensor = self.rate(torch.cat([x16.mean((2, 3)), *pooled, torch.stack(facts, 1)], 1)).squeeze(1)
-        return logits, rating + overlap
+        return logits, rating + compared[0]
 
 
-def _mean(map_: Tensor, part: Tensor) -> Tensor:
+def compare_masks(mask: Tensor, wanted: Tensor) -> list[Tensor]:
+    """How masks (N, 1, h, w) in [0, 1] agree: the logit of the IoU, and the share of each in the other, (N,)."""
+    both, either = (mask * wanted).sum((1, 2, 3)), (mask + wanted - mask * wanted).sum((1, 2, 3))
+    overlap = torch.logit(((both + 0.5) / (either + 1)).clamp(0.02, 0.98))
+    return [overlap, both / (mask.sum((1, 2, 3)) + 1), both / (wanted.sum((1, 2, 3)) + 1)]
+
+
+def part_mean(map_: Tensor, part: Tensor) -> Tensor:
     """Mean (N, c) of a map over a part (N, 1, h, w) of it."""
     return (map_ * part).sum((2, 3)) / (part.sum((2, 3)) + 1)

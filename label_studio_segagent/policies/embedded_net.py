@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..segmenters.embedded_decoder import AttentionBlock, NetConfig, ResidualBlock
 from ..segmenters.embedded_encoder import EfficientNetLite
-from .embedded_judge import Judge
+from .embedded_judge import Judge, compare_masks, part_mean
 
 __all__ = ["Located", "Locator", "PolicyConfig", "PolicyNet", "Reviewer"]
 
@@ -218,14 +218,11 @@ class Reviewer(nn.Module):
     def _rating(self, logits: Tensor, state: Tensor, x16: Tensor, x8: Tensor) -> Tensor:
         mask, valid = state[:, :1], state[:, 3:]
         wanted = torch.sigmoid(logits) * valid
-        both, either = (mask * wanted).sum((1, 2, 3)), (mask + wanted - mask * wanted).sum((1, 2, 3))
-        overlap = ((both + 0.5) / (either + 1)).clamp(0.02, 0.98)
         size, area, whole = mask.sum((1, 2, 3)), wanted.sum((1, 2, 3)), valid.sum((1, 2, 3))
-        sure = ((2 * wanted - 1).abs() * mask).sum((1, 2, 3)) / (size + 1)
-        facts = [torch.logit(overlap), both / (size + 1), both / (area + 1), sure, size / whole, area / whole,
-                 state[:, 2].amax((1, 2))]  # fmt: skip
+        sure = part_mean((2 * wanted - 1).abs(), mask)[:, 0]
+        facts = [*compare_masks(mask, wanted), sure, size / whole, area / whole, state[:, 2].amax((1, 2))]
         inside, wrong = (F.avg_pool2d(m, 2) for m in (mask, (mask - wanted).abs() * valid))
-        pooled = [(x8 * part).sum((2, 3)) / (part.sum((2, 3)) + 1) for part in (inside, wrong)]
+        pooled = [part_mean(x8, part) for part in (inside, wrong)]
         out: Tensor = self.rate(torch.cat([x16.mean((2, 3)), *pooled, torch.stack(facts, 1)], 1)).squeeze(1)
         return out + facts[0]
 

@@ -18,11 +18,13 @@ from ..labelstudio.config import Label, LabelConfig
 from ..labelstudio.images import ImageLoader
 from ..labelstudio.regions import Region, read_regions, write_region
 
-__all__ = ["LEAST_GAIN", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
+__all__ = ["LEAST_GAIN", "VERSION", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
 
 LEAST_GAIN = 0.15
 """Smallest rise of the policy's rating for which a region is replaced, where nobody says another."""
-_OURS = ("segagent-", "refine-", "qc-")
+VERSION = "refine-"
+"""What the model versions of refined predictions begin with."""
+_OURS = ("segagent-", VERSION, "qc-")
 _OUTLINES = ("brush", "bitmask", "magicwand", "polygon", "vector", "")
 
 

@@ -17,7 +17,7 @@ from ..labelstudio.tasks import iterate_tasks, put_prediction
 from ..pictures import result_panel, sheet
 from .jobs import Job
 from .models import Models, build_predictor, need_client, project_folder, version_store
-from .refiner import LEAST_GAIN, Change, TaskRefiner
+from .refiner import LEAST_GAIN, VERSION, Change, TaskRefiner
 from .settings import Settings
 
 __all__ = ["PICTURES", "Refined", "refine_job", "refine_project"]
@@ -25,7 +25,6 @@ __all__ = ["PICTURES", "Refined", "refine_job", "refine_project"]
 PICTURES = "refined.jpg"
 """The file with pictures before and after."""
 _MOST_PICTURES = 24
-_VERSION = "refine-"
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ def refine_project(
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         config = LabelConfig.parse(str(client.call("GET", f"/api/projects/{project}/").get("label_config")))
         refiner = TaskRefiner(predictor.agent, base.images, config, least_gain)
-        done = Refined(_VERSION + predictor.agent.version.removeprefix("segagent-"))
+        done = Refined(VERSION + predictor.agent.version.removeprefix("segagent-"))
         tasks = list(iterate_tasks(client, project, **({} if view is None else {"view": view})))
         pictures: list[Image] = []
         for number, task in enumerate(tasks):
@@ -114,7 +113,7 @@ def refine_job(settings: Settings, job: Job, report: Callable[[float, str], None
 
 def _outdated(prediction: Mapping[str, Any], version: str) -> bool:
     """Whether a prediction is of an earlier refinement."""
-    return str(prediction.get("model_version") or "").startswith(_VERSION) and prediction["model_version"] != version
+    return str(prediction.get("model_version") or "").startswith(VERSION) and prediction["model_version"] != version
 
 
 def _panels(task: int, change: Change) -> list[Image]:

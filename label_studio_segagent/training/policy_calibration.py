@@ -54,7 +54,7 @@ def calibrate_rating(net: PolicyNet, dataset: ReviewDataset, seed: int = 0) -> R
     factor, shift = _fit(logits, true)
     with torch.no_grad():
         net.calibration[:2] = torch.tensor([factor, shift])
-    predicted = torch.sigmoid(logits * factor + shift)
+    predicted = net.rating(logits)
     figures = {
         "rating_factor": factor, "rating_shift": shift, "held_out_rating_error": float((predicted - true).abs().mean()),
     }  # fmt: skip

@@ -17,8 +17,8 @@ from ..segmenters.embedded_decoder import Prompt
 from ..segmenters.embedded_net import SegmenterNet
 from .mask_corruption import corrupt_mask
 from .policy_data import Scene
-from .segmenter_data import crop_matrix, jitter_colour, warp
-from .segmenter_steps import mask_loss
+from .segmenter_data import crop_image, crop_mask, crop_matrix
+from .segmenter_steps import mask_ious, mask_loss
 
 __all__ = ["JudgeBatch", "JudgeDataset", "judging_loss"]
 
@@ -97,11 +97,8 @@ class JudgeDataset:
         box = mask_box(truth if rng.random() < 0.4 else corrupt_mask(truth, (), rng))
         if box is None:
             return None
-        half = self.side // 2
         matrix = crop_matrix(box, True, self.side, rng)
-        target, *near = (
-            warp(mask.astype(np.uint8) * 255, matrix, half, 0.5) > 127 for mask in (truth, *others)
-        )  # fmt: skip
+        target, *near = (crop_mask(mask, matrix, self.side) for mask in (truth, *others))
         if np.count_nonzero(target) < _LEAST:
             return None
         near = [mask for mask in near if np.count_nonzero(mask) >= _LEAST]
@@ -111,8 +108,7 @@ class JudgeDataset:
             # Another object's mask is a good one: the judge knows no labels.
             if mask.any() and not any(np.array_equal(mask, other) for other in near):
                 shown.append(mask)
-        image = warp(scene.image(), matrix, self.side, 1.0, (124, 116, 104))
-        return jitter_colour(image, rng), target, shown
+        return crop_image(scene.image(), matrix, self.side, rng), target, shown
 
 
 def judging_loss(judge: Judge, clicker: SegmenterNet, batch: JudgeBatch) -> tuple[Tensor, dict[str, float]]:
@@ -128,13 +124,13 @@ def judging_loss(judge: Judge, clicker: SegmenterNet, batch: JudgeBatch) -> tupl
     with torch.no_grad():
         features = [f.index_select(0, batch.owners) for f in clicker.encode(batch.images)]
         masks = _with_answers(clicker, features, batch)
-        ious = _ious(masks, batch.wanted)
+        ious = mask_ious(masks, batch.wanted)
     wanted = batch.wanted.float()
     logits, rating = judge(features, F.avg_pool2d(masks.float(), 2))
     error = (torch.sigmoid(rating) - ious).abs().mean()
     drawing = mask_loss(logits, wanted).mean()
     loss = drawing + 1.5 * F.binary_cross_entropy_with_logits(rating, ious) + error
-    drawn = _ious(logits > 0, batch.wanted).mean()
+    drawn = mask_ious(logits > 0, batch.wanted).mean()
     return loss, {"loss": float(loss.detach()), "drawn": float(drawn), "rating_error": float(error.detach())}
 
 
@@ -152,7 +148,3 @@ def _with_answers(clicker: SegmenterNet, features: Sequence[Tensor], batch: Judg
         usable = answers.sum((1, 2, 3)) >= _LEAST
         masks[rows[usable]] = answers[usable]
     return masks
-
-
-def _ious(masks: Tensor, others: Tensor) -> Tensor:
-    return (masks & others).sum((1, 2, 3)) / (masks | others).sum((1, 2, 3)).clamp(min=1)

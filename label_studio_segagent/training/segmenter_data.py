@@ -18,7 +18,7 @@ from pycocotools import mask as rle_codec
 from ..errors import InputError
 from .mask_corruption import corrupt_mask
 
-__all__ = ["CropDataset", "CropSample", "Source", "Target", "crop_matrix", "jitter_colour", "read_coco", "warp"]
+__all__ = ["CropDataset", "CropSample", "Source", "Target", "crop_image", "crop_mask", "crop_matrix", "read_coco"]
 
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -147,10 +147,10 @@ class CropDataset:
         order = [chosen] + [int(i) for i in rng.permutation(len(source.rles)) if i != chosen]
         views: list[tuple[Key, Bools]] = []
         for index in order[: 2 * targets + 1]:
-            soft = warp(np.asarray(rle_codec.decode(source.rles[index]), np.uint8) * 255, matrix, size // 2, 0.5)
+            mask = crop_mask(np.asarray(rle_codec.decode(source.rles[index]), np.bool_), matrix, size)
             # At least about 6 x 6 pixels of the crop.
-            if np.count_nonzero(soft > 127) >= max(9, 0.0004 * soft.size):
-                views.append(((*place, index), soft > 127))
+            if np.count_nonzero(mask) >= max(9, 0.0004 * mask.size):
+                views.append(((*place, index), mask))
         if not views:
             return None
         others = [view for _, view in views]
@@ -169,7 +169,7 @@ class CropDataset:
             if rng.random() < 0.25:
                 target.box = _some_box(view, rng)
             made.append(target)
-        return CropSample(jitter_colour(warp(image, matrix, size, 1.0, (124, 116, 104)), rng), made, matrix)
+        return CropSample(crop_image(image, matrix, size, rng), made, matrix)
 
     @staticmethod
     def _recall(target: Target, answer: _Answer, matrix: Float, size: int) -> None:
@@ -178,7 +178,7 @@ class CropDataset:
         # Both crops are seen at a quarter of their resolution.
         between = np.vstack([matrix, [0, 0, 1]]) @ to_image
         between[:2, 2] /= 4
-        warped = warp(answer.probability, between[:2].astype(np.float32), size // 4, 1.0)
+        warped = _warp(answer.probability, between[:2].astype(np.float32), size // 4, 1.0)
         target.prior = warped.astype(np.float32) / np.float32(255)
         points = (answer.clicks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - 1) / 2
         inside = ((points > -0.5) & (points < size / 2 - 0.5)).all(1)
@@ -256,7 +256,17 @@ def crop_matrix(box: tuple[float, float, float, float], zoom: bool, size: int, r
     return np.concatenate([linear, offset[:, None]], 1).astype(np.float32)
 
 
-def warp(
+def crop_image(image: Bytes, matrix: Float, size: int, rng: np.random.Generator) -> Bytes:
+    """The crop, uint8 (size, size, 3), that a matrix shows of an image, with its colours changed a little."""
+    return _colour(_warp(image, matrix, size, 1.0, (124, 116, 104)), rng)
+
+
+def crop_mask(mask: Bools, matrix: Float, size: int) -> Bools:
+    """The same of a mask, bool (H, W), at half the resolution: (size / 2, size / 2)."""
+    return np.asarray(_warp(mask.astype(np.uint8) * 255, matrix, size // 2, 0.5) > 127)
+
+
+def _warp(
     image: Bytes, matrix: Float, size: int, factor: float, border: tuple[int, int, int] | int = 0
 ) -> npt.NDArray[np.uint8]:
     """Warp into (size, size), shrinking by area averaging first where much detail would alias."""
@@ -277,8 +287,7 @@ def warp(
     return np.asarray(warped, np.uint8)
 
 
-def jitter_colour(image: Bytes, rng: np.random.Generator) -> Bytes:
-    """Change brightness, colours, contrast and sharpness a little; (H, W, 3) -> the same shape."""
+def _colour(image: Bytes, rng: np.random.Generator) -> Bytes:
     if rng.random() < 0.25:
         return image
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)

@@ -16,7 +16,7 @@ from ..segmenters.embedded_net import SegmenterNet
 from .click_sampling import ClickList, clicked_error, earlier_clicks, next_click
 from .segmenter_data import CropDataset, CropSample, Target
 
-__all__ = ["StepReport", "asked_loss", "click_loss", "mask_loss", "train_on"]
+__all__ = ["StepReport", "asked_loss", "click_loss", "mask_ious", "mask_loss", "train_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
     overlap = (probability * truth).sum((1, 2, 3))
     dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
     return focal + dice + 0.5 * cross.mean((1, 2, 3))
+
+
+def mask_ious(masks: Tensor, others: Tensor) -> Tensor:
+    """The IoUs (N,) of masks, bool (N, 1, h, w), with others; 0 for two empty ones."""
+    return (masks & others).sum((1, 2, 3)) / (masks | others).sum((1, 2, 3)).clamp(min=1)
 
 
 def click_loss(logits: Tensor, prompt: Prompt) -> Tensor:
@@ -181,9 +186,7 @@ def train_on(
         prompt = session.prompt()
         logits, score = net.decode([f.index_select(0, owner) for f in leaves], prompt)
         with torch.no_grad():
-            mask, solid = logits > 0, truth > 0.5
-            union = (mask | solid).sum((1, 2, 3)).clamp(min=1)
-            iou = (mask & solid).sum((1, 2, 3)) / union
+            iou = mask_ious(logits > 0, truth > 0.5)
             error += float((torch.sigmoid(score) - iou).abs().mean()) / steps
         loss = mask_loss(logits, truth).mean() + 0.3 * F.binary_cross_entropy_with_logits(score, iou)
         loss = loss + 0.2 * click_loss(logits, prompt) + 0.25 * asked_loss(logits, truth, session.asked)
