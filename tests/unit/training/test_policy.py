@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle_codec
+from coco_files import write_coco
 
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.metrics import box_iou
@@ -45,12 +44,11 @@ SMOKE = PolicySettings(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pictures of a red disc and a green square on noise; one of them shows unannotated discs."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    pictures = []
     for number in range(8):
         pixels = rng.integers(0, 90, (96, 128, 3)).astype(np.uint8)
+        objects = []
         for category, colour, centre in ((1, (40, 60, 230), (35, 40)), (2, (50, 220, 90), (90, 55))):
             if category == 2 and number % 3 == 0:
                 continue
@@ -61,19 +59,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else:
                 cv2.rectangle(mask, (centre[0] - radius, centre[1] - radius), (centre[0] + radius, 90), 1, -1)
             pixels[mask > 0] = colour
-            rle = rle_codec.encode(np.asfortranarray(mask))
-            rle["counts"] = rle["counts"].decode()
-            annotations.append(
-                {"id": len(annotations), "image_id": number, "category_id": category, "segmentation": rle}
-            )
-        cv2.imwrite(str(root / "images" / f"{number}.png"), pixels)
-        images.append(
-            {"id": number, "file_name": f"{number}.png", "width": 128, "height": 96, "exhaustive": number != 7}
-        )
-    categories = [{"id": 1, "name": "Disc"}, {"id": 2, "name": "square"}, {"id": 3, "name": "star"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "train.json").write_text(json.dumps(content))
-    return root
+            objects.append((category, mask))
+        pictures.append((pixels, objects))
+    return write_coco(tmp_path_factory.mktemp("data"), pictures, ["Disc", "square", "star"], partial=[7])
 
 
 @pytest.fixture(scope="module")

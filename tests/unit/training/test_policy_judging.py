@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
-
 import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle_codec
+from coco_files import write_coco
 
 from label_studio_segagent.policies.embedded_judge import Judge
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
@@ -19,27 +17,15 @@ SIZES = NetConfig(backbone="lite0", channels=(16, 16, 32), embedding=8, context_
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Scene]:
     """Four pictures with a bright disc and a bright square on noise, far apart."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    pictures = []
     for number in range(4):
         pixels = rng.integers(0, 60, (120, 160, 3)).astype(np.uint8)
-        for shape in (0, 1):
-            mask = np.zeros((120, 160), np.uint8)
-            if shape:
-                cv2.circle(mask, (40, 60), 20 + number, 1, -1)
-            else:
-                cv2.rectangle(mask, (100, 40), (130 + number, 80), 1, -1)
-            pixels[mask > 0] = (200, 180, 40) if shape else (60, 200, 220)
-            rle = rle_codec.encode(np.asfortranarray(mask))
-            rle["counts"] = rle["counts"].decode()
-            annotations.append({"id": len(annotations), "image_id": number, "category_id": 1, "segmentation": rle})
-        cv2.imwrite(str(root / "images" / f"{number}.png"), pixels)
-        images.append({"id": number, "file_name": f"{number}.png", "width": 160, "height": 120})
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    (root / "train.json").write_text(json.dumps(content))
-    return read_scenes([root])
+        disc = cv2.circle(np.zeros((120, 160), np.uint8), (40, 60), 20 + number, 1, -1)
+        square = cv2.rectangle(np.zeros((120, 160), np.uint8), (100, 40), (130 + number, 80), 1, -1)
+        pixels[square > 0], pixels[disc > 0] = (60, 200, 220), (200, 180, 40)
+        pictures.append((pixels, [(1, square), (1, disc)]))
+    return read_scenes([write_coco(tmp_path_factory.mktemp("data"), pictures)])
 
 
 def test_masks_are_of_the_object_and_of_all_qualities(scenes: list[Scene]) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle_codec
+from coco_files import write_coco
 
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.actions import Click
@@ -27,22 +27,17 @@ from label_studio_segagent.training.segmenter_steps import asked_loss, mask_loss
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures of two bright shapes on noise, in COCO format."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "images").mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(6):
+    pictures = []
+    for _ in range(6):
         pixels = rng.integers(0, 90, (96, 128, 3)).astype(np.uint8)
+        objects = []
         for colour, centre in (((230, 60, 40), (35, 40)), ((50, 220, 90), (90, 55))):
             mask = cv2.circle(np.zeros((96, 128), np.uint8), centre, int(rng.integers(12, 24)), 1, -1)
             pixels[mask > 0] = colour
-            rle = rle_codec.encode(np.asfortranarray(mask))
-            rle["counts"] = rle["counts"].decode()
-            annotations.append({"id": len(annotations), "image_id": number, "category_id": 1, "segmentation": rle})
-        cv2.imwrite(str(root / "images" / f"{number}.png"), pixels)
-        images.append({"id": number, "file_name": f"{number}.png", "width": 128, "height": 96})
-    (root / "train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    return root
+            objects.append((1, mask))
+        pictures.append((pixels, objects))
+    return write_coco(tmp_path_factory.mktemp("data"), pictures)
 
 
 SMOKE = TrainSettings(
