@@ -89,7 +89,8 @@ class EmbeddedSegmenterTrainer(Trainer):
     ) -> Fitted:
         settings, report = settings or FitSettings(), progress or (lambda share, step: None)
         out.mkdir(parents=True, exist_ok=True)
-        kept, learned = keep_back(trajectories, settings.seed)
+        # A picture of nothing, kept back, would leave nothing to judge by.
+        kept, learned = keep_back([t for t in trajectories if _teaches(t)], settings.seed)
         sources, exam = _sources(learned, images or open_image), _sources(kept, images or open_image)
         if not sources:
             raise InputError(f"none of the {len(trajectories)} trajectories ends in a mask: nothing to learn from")
@@ -102,12 +103,16 @@ class EmbeddedSegmenterTrainer(Trainer):
         return Fitted(f"embedded:{path}", run.step, run.least, run.seconds)
 
 
+def _teaches(trajectory: Trajectory) -> bool:
+    """Whether it counts and ends in a mask that is no speck."""
+    return weight_of(trajectory) > 0 and bool(trajectory.steps) and np.count_nonzero(_target(trajectory)) >= _LEAST
+
+
 def _sources(trajectories: Sequence[Trajectory], images: ImageReader) -> list[Source]:
-    """The images with the objects in them, each once. What does not count or shows nothing is left out."""
+    """The images with the objects in them, each once."""
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
-        if trajectory.steps and weight_of(trajectory) > 0:
-            groups.setdefault(trajectory.image or str(id(trajectory)), []).append(trajectory)
+        groups.setdefault(trajectory.image or str(id(trajectory)), []).append(trajectory)
     heaviest = max((min(map(weight_of, group)) for group in groups.values()), default=1.0)
 
     @lru_cache(maxsize=_OPEN)
@@ -124,7 +129,7 @@ def _sources(trajectories: Sequence[Trajectory], images: ImageReader) -> list[So
 
     found = []
     for key, group in sorted(groups.items()):
-        masks = {mask.tobytes(): mask for t in group if np.count_nonzero(mask := _target(t)) >= _LEAST}
+        masks = {mask.tobytes(): mask for mask in map(_target, group)}
         sizes = sorted({mask.shape for mask in masks.values()})
         if len(sizes) > 1:
             raise InputError(f"masks on the image {key!r} have different sizes (height, width): {sizes}")

@@ -156,6 +156,10 @@ def test_nothing_to_learn_from(start: str, trajectories: list[Trajectory], tmp_p
         trainer.fit(trajectories[-1:], tmp_path)
     small, large = (np.ones((n, n), bool) for n in (30, 40))
     path = trajectories[0].image
+    speck = np.arange(900).reshape(30, 30) < 15
+    for mask, weight in ((small, 0), (speck, 1)):
+        with pytest.raises(InputError, match="nothing to learn from"):
+            trainer.fit([Trajectory("x", path, None, [Step(mask, Finish())], {"weight": weight})], tmp_path)
     with pytest.raises(InputError, match="30 x 30 pixels large, the image is 128 x 96"):
         trainer.fit([Trajectory("x", path, None, [Step(small, Finish())])], tmp_path)
     with pytest.raises(InputError, match="different sizes"):
@@ -174,9 +178,6 @@ def test_weights_and_large_images(start: str, tmp_path: Path) -> None:
     PilImage.fromarray(pixels).save(tmp_path / "wide.png")
     one = Trajectory("x", str(tmp_path / "wide.png"), None, [Step(mask, Finish())], {"weight": 0.5})
     two = Trajectory("x", "elsewhere", None, [Step(mask, Finish())], {"weight": 0.1})
-    none = Trajectory("x", "nowhere", None, [Step(mask, Finish())], {"weight": 0})
-    first, second = sorted(
-        segmenter_trainer._sources([one, two, none], segmenter_trainer.open_image), key=lambda s: -s.weight
-    )
+    first, second = sorted(segmenter_trainer._sources([one, two], segmenter_trainer.open_image), key=lambda s: -s.weight)
     assert (first.weight, second.weight) == (1.0, pytest.approx(0.2))
     assert first.image().shape == (80, 1600, 3) and first.box(0) == (80, 16, 320, 64)
