@@ -178,6 +178,7 @@ def test_weights_and_large_images(start: str, tmp_path: Path) -> None:
     PilImage.fromarray(pixels).save(tmp_path / "wide.png")
     one = Trajectory("x", str(tmp_path / "wide.png"), None, [Step(mask, Finish())], {"weight": 0.5})
     two = Trajectory("x", "elsewhere", None, [Step(mask, Finish())], {"weight": 0.1})
-    first, second = sorted(segmenter_trainer._sources([one, two], segmenter_trainer.open_image), key=lambda s: -s.weight)
+    sources = segmenter_trainer._sources([one, two], segmenter_trainer.open_image)
+    first, second = sorted(sources, key=lambda source: -source.weight)
     assert (first.weight, second.weight) == (1.0, pytest.approx(0.2))
     assert first.image().shape == (80, 1600, 3) and first.box(0) == (80, 16, 320, 64)
