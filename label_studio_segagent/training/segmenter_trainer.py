@@ -105,7 +105,9 @@ class EmbeddedSegmenterTrainer(Trainer):
 
 def _teaches(trajectory: Trajectory) -> bool:
     """Whether it counts and ends in a mask that is no speck."""
-    return weight_of(trajectory) > 0 and bool(trajectory.steps) and np.count_nonzero(_target(trajectory)) >= _LEAST
+    if not trajectory.steps or weight_of(trajectory) <= 0:
+        return False
+    return bool(np.count_nonzero(_target(trajectory)) >= _LEAST)
 
 
 def _sources(trajectories: Sequence[Trajectory], images: ImageReader) -> list[Source]:
