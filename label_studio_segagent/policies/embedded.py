@@ -29,11 +29,11 @@ from ..hlmat.metrics import box_iou
 from ..parallel import on_cores
 from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
-from ..segmenters.embedded_views import View, object_box, zoom_window
+from ..segmenters.embedded_views import View, Window, object_box, zoom_window
 from .base import Decision, Observation, Policy, Target
 from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
 from .embedded_net import Located, PolicyNet
-from .embedded_targets import choose_clicks, find_targets
+from .embedded_targets import choose_clicks, find_targets, merge_targets, part_windows
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
@@ -81,12 +81,14 @@ class Seen:
         maps: From `Locator.see`.
         flat: Whether it shows nothing.
         zoomed: The segmenter's maps of views that were looked at.
+        parts: Parts of the image by themselves, once they were needed: windows in pixels, and how they were seen.
     """
 
     view: View
     maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     flat: bool
     zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
+    parts: list[tuple[Window, Seen]] | None = None
 
 
 @dataclass(slots=True)
@@ -150,7 +152,7 @@ class EmbeddedPolicy(Policy):
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
-        return on_cores(lambda item: self._targets(self.see(item[0]), *item), items)
+        return on_cores(lambda item: self._locate(*item), items)
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
@@ -174,19 +176,37 @@ class EmbeddedPolicy(Policy):
             if key in self._images:
                 self._images.move_to_end(key)
                 return self._images[key]
-        side = self.net.config.side
-        view = View.of((0, 0, image.shape[1], image.shape[0]), side)
-        crop = view.crop(image)
-        eyes = self.segmenter.whole_maps(pixels, state)
-        with torch.inference_mode():
-            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
-            padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
-            seen = Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
+        seen = self._look(pixels, state)
         with self._lock:
             self._images[key] = seen
             while len(self._images) > _IMAGES_KEPT:
                 self._images.popitem(last=False)
         return seen
+
+    def _look(self, image: Image, state: ImageState | None = None) -> Seen:
+        side = self.net.config.side
+        view = View.of((0, 0, image.shape[1], image.shape[0]), side)
+        crop = view.crop(image)
+        eyes = self.segmenter.whole_maps(image, state)
+        with torch.inference_mode():
+            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
+            padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
+            return Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
+
+    def _locate(self, image: Image, prompt: str) -> list[Target]:
+        """The targets on the image, and those that are only found where a part of it is looked at, larger."""
+        seen, size = self.see(image), (image.shape[0], image.shape[1])
+        found = self._targets(seen, size, prompt)
+        if seen.flat or not self._label(prompt):  # what stands out in a part need not stand out in the image
+            return found
+        if seen.parts is None:
+            cuts = [(w, np.ascontiguousarray(image[w[1] : w[3], w[0] : w[2]])) for w in part_windows(size)]
+            seen.parts = [(window, self._look(cut)) for window, cut in cuts]
+        parts = [
+            (window, self._targets(part, (window[3] - window[1], window[2] - window[0]), prompt))
+            for window, part in seen.parts
+        ]
+        return merge_targets(found, parts, size, float(self.net.calibration[2]))[: self.settings.most]
 
     def _label(self, prompt: str) -> int:
         name = self.book.find(prompt)
@@ -198,9 +218,9 @@ class EmbeddedPolicy(Policy):
             return self.net.locator.find(seen.maps, vector, bias)[0]
 
     def _targets(
-        self, seen: Seen, image: Image, prompt: str, doubt: float = 1.0, located: Located | None = None
+        self, seen: Seen, size: tuple[int, int], prompt: str, doubt: float = 1.0, located: Located | None = None
     ) -> list[Target]:
-        """The targets that it is sure of; with a smaller `doubt` less sure ones as well.
+        """The targets on an image (height, width) that it is sure of; with a smaller `doubt` less sure ones as well.
 
         What the locator said about the prompt may be given, so that it is not asked again.
         """
@@ -209,7 +229,6 @@ class EmbeddedPolicy(Policy):
         label = self._label(prompt)
         located = located or self._find(seen, label)
         least = doubt * float(self.net.calibration[2]) * (1.0 if label else self.settings.salient_score)
-        size = (image.shape[0], image.shape[1])
         return find_targets(located, 0, seen.view, size, least)[: self.settings.most]
 
     @override
@@ -251,7 +270,7 @@ class EmbeddedPolicy(Policy):
 
         Who asks has reason to think that there is one, so less is needed than for proposing it.
         """
-        targets = self._targets(seen, observed.image, observed.prompt, self.settings.doubt, located)
+        targets = self._targets(seen, observed.mask.shape, observed.prompt, self.settings.doubt, located)
         there = mask_box(observed.mask)
         if there is None:
             return targets[0].box if targets else None

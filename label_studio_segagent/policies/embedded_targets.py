@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from ..hlmat.actions import Action, Click, Finish
 from ..hlmat.arrays import Mask
 from ..hlmat.metrics import box_iou
-from ..segmenters.embedded_views import View
+from ..segmenters.embedded_views import View, Window
 from .base import Target
 from .embedded_net import Located
 
-__all__ = ["choose_clicks", "find_targets"]
+__all__ = ["choose_clicks", "find_targets", "merge_targets", "part_windows"]
 
 Float = npt.NDArray[np.float32]
 _PEAKS = 60
@@ -30,6 +30,17 @@ _RIVAL = 0.5
 """A target disputes another's part of the region when its score is at least this share of the other's."""
 _APART = 0.1
 """Boxes that overlap less (IoU) are of different objects."""
+_PARTS, _PART = 2, 0.75
+"""Parts of an image that are looked at by themselves, and their share of its long side."""
+_CELLS = 56
+"""Of the locator along a long side: what comes as near as one to where a part was cut is taken for cut off."""
+_SMALLEST = 128
+"""Images with a shorter long side than this have no parts."""
+_DOUBT, _CLOSER = 1.15, 1.2
+"""A target that is seen in a part only needs a score this much higher; where whole and part see the same object, the
+part is believed unless the whole image is this much surer."""
+_SAME, _WITHIN = 0.5, 0.85
+"""Boxes that overlap more than this (IoU), or are this much inside of a better one, are the same object."""
 _SURE = 0.15
 """An error counts where the probability is at least this far from one half, times two."""
 
@@ -90,6 +101,63 @@ def _disputes(other: Target, target: Target) -> bool:
     """Whether another target is a neighbour of this one, not a second opinion about it."""
     assert other.box is not None and target.box is not None
     return other.score >= _RIVAL * target.score and box_iou(other.box, target.box) < _APART
+
+
+def part_windows(size: tuple[int, int]) -> list[Window]:
+    """The parts of an image (height, width) that are looked at by themselves: (x0, y0, x1, y1) along its long side."""
+    height, width = size
+    long = max(size)
+    if long < _SMALLEST:
+        return []
+    extent = round(_PART * long)
+    starts = [round(i * (long - extent) / (_PARTS - 1)) for i in range(_PARTS)]
+    return [(at, 0, at + extent, height) if width >= height else (0, at, width, at + extent) for at in starts]
+
+
+def merge_targets(
+    whole: Sequence[Target], parts: Sequence[tuple[Window, Sequence[Target]]], size: tuple[int, int], least: float
+) -> list[Target]:
+    """What was found on an image and on parts of it, every object once, best first.
+
+    Args:
+        whole: Targets of the whole image.
+        parts: Windows, and the targets found in them, in pixels of the window; those that are cut off are left out.
+        size: (height, width) of the image in pixels.
+        least: Smallest score of a target of the whole image.
+    """
+    found = [(target.score, target) for target in whole]
+    for (x0, y0, x1, y1), targets in parts:
+        cell = max(x1 - x0, y1 - y0) / _CELLS
+        for target in targets:
+            assert target.box is not None  # the locator says where
+            left, top, right, bottom = target.box
+            cut = (left < cell and x0 > 0) or (top < cell and y0 > 0)
+            cut = cut or (right > x1 - x0 - cell and x1 < size[1]) or (bottom > y1 - y0 - cell and y1 < size[0])
+            moved = Target((left + x0, top + y0, right + x0, bottom + y0), None, target.score)
+            # Of an object that sticks out of the part, the whole image knows more.
+            cut = cut or any(_same(moved, t) and not _within(t, (x0, y0, x1, y1), cell) for t in whole)
+            if target.score >= _DOUBT * least and not cut:
+                found.append((_CLOSER * target.score, moved))
+    out: list[Target] = []
+    for _, target in sorted(found, key=lambda item: -item[0]):
+        if not any(_same(target, other) for other in out):
+            out.append(target)
+    return sorted(out, key=lambda target: -target.score)
+
+
+def _within(target: Target, window: Window, slack: float) -> bool:
+    """Whether a target does not stick out of a window by more than `slack` pixels."""
+    assert target.box is not None
+    (a, b, c, d), (x0, y0, x1, y1) = target.box, window
+    return a >= x0 - slack and b >= y0 - slack and c <= x1 + slack and d <= y1 + slack
+
+
+def _same(target: Target, better: Target) -> bool:
+    """Whether a better target is the same object."""
+    assert target.box is not None and better.box is not None
+    (a, b, c, d), (e, f, g, h) = target.box, better.box
+    inside = max(min(c, g) - max(a, e), 0.0) * max(min(d, h) - max(b, f), 0.0)
+    return box_iou(target.box, better.box) >= _SAME or inside >= _WITHIN * (c - a) * (d - b)
 
 
 def choose_clicks(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask
 
-__all__ = ["View", "object_box", "resize_map", "without_strays", "zoom_window"]
+__all__ = ["View", "Window", "object_box", "resize_map", "without_strays", "zoom_window"]
 
 Float = npt.NDArray[np.float32]
 Window = tuple[int, int, int, int]
