@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from label_studio_segagent import SegAgent, load_segmenter
-from label_studio_segagent.policies import embedded
+from label_studio_segagent.policies import embedded, embedded_sight
 from label_studio_segagent.segmenters import EmbeddingCache
 from label_studio_segagent.training.acquisition import labelling_order, look_twice
 from label_studio_segagent.training.embedded_trainer import EmbeddedPolicyTrainer
@@ -47,7 +47,7 @@ class Learner:
         segmenter = load_segmenter("embedded")
         self.trainer = EmbeddedPolicyTrainer("embedded", segmenter)
         self.start = SegAgent(self.trainer.policy, segmenter, cache=EmbeddingCache(6 * 2**30))
-        embedded._IMAGES_KEPT = 2000  # each of them is looked at dozens of times
+        embedded_sight._IMAGES_KEPT = 2000  # each of them is looked at dozens of times
 
     def train(self, items: Sequence[LabelledImage], seed: int) -> SegAgent:
         """The agent after training on some images; with none, as it ships."""
@@ -57,7 +57,7 @@ class Learner:
         fitted = self.trainer.fit(to_trajectories(items), self.folder, settings, images=lambda t: read(t.image))
         policy = embedded.EmbeddedPolicy(fitted.model.partition(":")[2], self.trainer.policy.segmenter)
         # Only label vectors were trained: an image looks the same to all of these policies.
-        policy._images, policy._lock = self.trainer.policy._images, self.trainer.policy._lock
+        policy.sight = self.trainer.policy.sight
         return SegAgent(policy, self.start.segmenter, cache=self.start.cache)
 
     def order(

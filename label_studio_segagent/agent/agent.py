@@ -24,7 +24,7 @@ from .search import TreeSearch
 
 __all__ = ["SegAgent"]
 
-_ALGORITHM = "agent-1"
+_ALGORITHM = "agent-2"
 """Changes whenever the same models would give another mask; part of the model version."""
 _IN_FLIGHT = 16
 """Rollouts advanced together."""

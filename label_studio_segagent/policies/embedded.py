@@ -10,11 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import math
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,28 +21,22 @@ from typing_extensions import override
 
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Finish
-from ..hlmat.arrays import Box, Image, Mask, check_image, mask_box
+from ..hlmat.arrays import Box, Image, Mask, mask_box
 from ..hlmat.metrics import box_iou
 from ..parallel import on_cores
-from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
-from ..segmenters.embedded_views import View, Window, object_box, zoom_window
+from ..segmenters.embedded_views import View, object_box
 from .base import Decision, Observation, Policy, Target
-from .embedded_inputs import affine_of, cut_mask, draw_state, join_maps, pad_maps, places_of, sample_context
-from .embedded_net import Located, PolicyNet
-from .embedded_targets import choose_clicks, find_targets, merge_targets, part_windows
+from .embedded_inputs import affine_of, cut_mask, draw_state, pad_maps, sample_context
+from .embedded_net import Located
+from .embedded_sight import Seen, Sight
+from .embedded_targets import choose_clicks, find_targets, merge_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
-__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse", "Seen"]
+__all__ = ["ActSettings", "EmbeddedPolicy", "Glimpse"]
 
 log = logging.getLogger(__name__)
-_IMAGES_KEPT = 16
-_VIEWS_KEPT = 6
-_EXPAND = 1.35
-"""Side of a zoomed window over the object's."""
-_FLAT = 4.0
-"""Images whose grey levels have a smaller standard deviation show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +61,6 @@ class ActSettings:
     doubt: float = 0.25
     most: int = 40
     judged: float = 0.5
-
-
-@dataclass(slots=True)
-class Seen:
-    """An image as the locator saw it.
-
-    Attributes:
-        view: The whole image.
-        maps: From `Locator.see`.
-        flat: Whether it shows nothing.
-        zoomed: The segmenter's maps of views that were looked at.
-        parts: Parts of the image by themselves, once they were needed: windows in pixels, and how they were seen.
-    """
-
-    view: View
-    maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    flat: bool
-    zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
-    parts: list[tuple[Window, Seen]] | None = None
 
 
 @dataclass(slots=True)
@@ -138,12 +110,7 @@ class EmbeddedPolicy(Policy):
         if net.config.view != self.segmenter.settings.zoom:
             zoom = self.segmenter.settings.zoom
             raise ConfigError(f"the policy looks at views of {net.config.view} pixels, the segmenter at {zoom}")
-        self._images: OrderedDict[bytes, Seen] = OrderedDict()
-        self._lock = threading.Lock()
-        self._use(net)
-
-    def _use(self, net: PolicyNet) -> None:
-        self.net = net
+        self.net, self.sight = net, Sight(net, self.segmenter)
         self.book = LabelBook([n for n in net.config.labels if n != SALIENT])
         digest = hashlib.sha256(repr((asdict(self.settings), asdict(net.config), self.segmenter.version)).encode())
         for name, value in sorted(net.state_dict().items()):
@@ -152,7 +119,12 @@ class EmbeddedPolicy(Policy):
 
     @override
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
-        return on_cores(lambda item: self._locate(*item), items)
+        images = {id(image): image for image, _ in items}
+        looked = dict(zip(images, on_cores(self.sight.see, list(images.values())), strict=True))
+        # What stands out in a part need not stand out in the image.
+        known = {id(image) for image, prompt in items if self._label(prompt)}
+        self.sight.see_parts([(looked[key], image) for key, image in images.items() if key in known])
+        return on_cores(lambda item: self._locate(looked[id(item[0])], *item), items)
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
@@ -162,50 +134,13 @@ class EmbeddedPolicy(Policy):
     def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
         return on_cores(lambda observation: self._act(observation, count), observations)
 
-    def see(self, image: Image, state: ImageState | None = None) -> Seen:
-        """The image through the locator's eyes, kept for the next question about it.
-
-        Args:
-            image: RGB uint8 (H, W, 3).
-            state: The segmenter's state of it, if there is one: saves the time to make another.
-        """
-        check_image(image)
-        pixels = np.ascontiguousarray(image)
-        key = hashlib.blake2b(repr(pixels.shape).encode() + pixels.data, digest_size=16).digest()
-        with self._lock:
-            if key in self._images:
-                self._images.move_to_end(key)
-                return self._images[key]
-        seen = self._look(pixels, state)
-        with self._lock:
-            self._images[key] = seen
-            while len(self._images) > _IMAGES_KEPT:
-                self._images.popitem(last=False)
-        return seen
-
-    def _look(self, image: Image, state: ImageState | None = None) -> Seen:
-        side = self.net.config.side
-        view = View.of((0, 0, image.shape[1], image.shape[0]), side)
-        crop = view.crop(image)
-        eyes = self.segmenter.whole_maps(image, state)
-        with torch.inference_mode():
-            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
-            padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
-            return Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
-
-    def _locate(self, image: Image, prompt: str) -> list[Target]:
-        """The targets on the image, and those that are only found where a part of it is looked at, larger."""
-        seen, size = self.see(image), (image.shape[0], image.shape[1])
+    def _locate(self, seen: Seen, image: Image, prompt: str) -> list[Target]:
+        """The targets on an image, and those that are only found where a part of it is looked at, larger."""
+        size = (image.shape[0], image.shape[1])
         found = self._targets(seen, size, prompt)
-        if seen.flat or not self._label(prompt):  # what stands out in a part need not stand out in the image
+        if not seen.parts or not self._label(prompt):
             return found
-        if seen.parts is None:
-            cuts = [(w, np.ascontiguousarray(image[w[1] : w[3], w[0] : w[2]])) for w in part_windows(size)]
-            seen.parts = [(window, self._look(cut)) for window, cut in cuts]
-        parts = [
-            (window, self._targets(part, (window[3] - window[1], window[2] - window[0]), prompt))
-            for window, part in seen.parts
-        ]
+        parts = [(w, self._targets(part, (w[3] - w[1], w[2] - w[0]), prompt)) for w, part in seen.parts]
         return merge_targets(found, parts, size, float(self.net.calibration[2]))[: self.settings.most]
 
     def _label(self, prompt: str) -> int:
@@ -252,13 +187,13 @@ class EmbeddedPolicy(Policy):
 
     def glimpse(self, observed: Observation) -> Glimpse | None:
         """Where the reviewer looks and what it sees there; None where there is nothing to look at."""
-        seen, label = self.see(observed.image, observed.state), self._label(observed.prompt)
+        seen, label = self.sight.see(observed.image, observed.state), self._label(observed.prompt)
         located = self._find(seen, label)
         box = observed.box if observed.box is not None else self._box_for(seen, observed, located)
         around = _around(observed.mask, box)
         if around is None or (seen.flat and not observed.mask.any()):
             return None
-        view, maps = self._zoom(seen, observed.image, around)
+        view, maps = self.sight.zoom(seen, observed.image, around)
         with torch.inference_mode():
             handed = torch.cat([located.context, located.region, located.heat], 1)
             matrix = affine_of(view, seen.view, self.net.config.view, self.net.config.side)[None]
@@ -297,29 +232,6 @@ class EmbeddedPolicy(Policy):
             share = self.settings.judged
             drawn = (1 - share) * drawn + share * F.avg_pool2d(torch.sigmoid(finished), 2)
         return drawn[0, 0].numpy(), float(net.rating(reviewed, judged)[0])
-
-    def _zoom(self, seen: Seen, image: Image, around: Box) -> tuple[View, list[torch.Tensor]]:
-        """The segmenter's view of what is in a box.
-
-        Which one depends on the box alone, not on what was asked before; boxes that differ little share a view.
-        """
-        step = 2.0 ** math.floor(math.log2(max(around[2] - around[0], around[3] - around[1]) / 6))
-        low, high = np.floor(np.array(around[:2]) / step) * step, np.ceil(np.array(around[2:]) / step) * step
-        height, width = image.shape[:2]
-        rounded = (float(low[0]), float(low[1]), min(float(high[0]), width), min(float(high[1]), height))
-        window = zoom_window(rounded, (height, width), _EXPAND, self.segmenter.settings.least)
-        view = View.of(window, self.segmenter.settings.zoom)
-        with self._lock:
-            if view in seen.zoomed:
-                seen.zoomed.move_to_end(view)
-                return view, seen.zoomed[view]
-        with torch.inference_mode():
-            maps = self.segmenter.net.encode(torch.from_numpy(view.crop(image)).permute(2, 0, 1)[None].float())
-        with self._lock:
-            seen.zoomed[view] = maps
-            while len(seen.zoomed) > _VIEWS_KEPT:
-                seen.zoomed.popitem(last=False)
-        return view, maps
 
 
 def _around(mask: Mask, box: Box | None) -> Box | None:

@@ -278,7 +278,7 @@ class _Run:
 def _example(policy: EmbeddedPolicy, image: Image, label: int, group: Sequence[Trajectory]) -> _Example:
     # Several trajectories may be of the same object.
     masks: list[Mask] = list({truth.tobytes(): truth for t in group if (truth := _truth(t)).any()}.values())
-    seen, side = policy.see(image), policy.net.config.side
+    seen, side = policy.sight.see(image), policy.net.config.side
     view = seen.view
     boxes = np.stack([view.box(mask_box(m)) / 8 for m in masks]) if masks else np.zeros((0, 4), np.float32)
     height, width = view.height // 8, view.width // 8

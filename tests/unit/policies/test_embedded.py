@@ -20,6 +20,7 @@ from label_studio_segagent.policies.embedded import ActSettings, EmbeddedPolicy
 from label_studio_segagent.policies.embedded_inputs import affine_of, sample_context
 from label_studio_segagent.policies.embedded_net import Located
 from label_studio_segagent.policies.embedded_targets import choose_clicks, find_targets
+from label_studio_segagent.policies.embedded_weights import save_net
 from label_studio_segagent.segmenters import load_segmenter
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter, ViewSettings
 from label_studio_segagent.segmenters.embedded_views import View
@@ -97,7 +98,27 @@ def test_batches_are_answered_as_one_by_one(tiny_policy: EmbeddedPolicy, scene: 
     assert tiny_policy.act(observations) == [tiny_policy.act([seen])[0] for seen in observations]
     items = [(scene.image, "cat"), (other.image, "person")]
     assert tiny_policy.locate_batch(items) == [tiny_policy.locate(*item) for item in items]
+    several = [(scene.image, "cat"), (scene.image, "thing"), (scene.image, "person"), (other.image, "cat")]
+    assert tiny_policy.locate_batch(several) == [tiny_policy.locate(*item) for item in several]
     assert tiny_policy.act([]) == [] and tiny_policy.locate_batch([]) == []
+
+
+def test_parts_of_an_image_are_looked_at_as_well(
+    policy_weights: Path, tiny_segmenter: EmbeddedSegmenter, photos: list[Sample]
+) -> None:
+    """Once for all labels, and not for one that is unknown: what stands out in a part need not in the image."""
+    image = np.concatenate([photos[0].image] * 2, 1)
+    policy = EmbeddedPolicy(policy_weights, tiny_segmenter)
+    unknown = policy.locate(image, "thing")
+    seen = policy.sight.see(image)
+    assert seen.parts is None
+    cats = policy.locate(image, "cat")
+    assert seen.parts is not None and [window[1] for window, _ in seen.parts] == [0, 0]
+    first = seen.parts[0][1]
+    assert policy.locate(image, "person") and policy.locate(image, "cat") == cats and seen.parts[0][1] is first
+    assert policy.locate(image, "thing") == unknown
+    whole = policy._targets(seen, image.shape[:2], "cat")
+    assert cats != whole and all(0 <= t.box[0] < t.box[2] <= image.shape[1] for t in cats if t.box)
 
 
 def test_threads_agree(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
@@ -131,13 +152,15 @@ def test_it_looks_through_the_segmenter_that_it_works_with(
     assert isinstance(other, EmbeddedPolicy) and other.version == load_policy("embedded").version
 
 
-def test_versions_name_everything_that_matters(policy_weights: Path, tiny_segmenter: EmbeddedSegmenter) -> None:
+def test_versions_name_everything_that_matters(
+    policy_weights: Path, tiny_segmenter: EmbeddedSegmenter, tmp_path: Path
+) -> None:
     first, again = (EmbeddedPolicy(policy_weights, tiny_segmenter) for _ in range(2))
     assert first.version == again.version
     with torch.no_grad():
         again.net.vectors[1] += 1
-    again._use(again.net)
-    assert first.version != again.version
+    save_net(again.net, tmp_path / "other.safetensors", tiny_segmenter.version)
+    assert EmbeddedPolicy(tmp_path / "other.safetensors", tiny_segmenter).version != first.version
 
 
 def test_weights_that_are_none(tmp_path: Path, policy_weights: Path, tiny_segmenter: EmbeddedSegmenter) -> None:
