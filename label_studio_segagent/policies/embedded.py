@@ -30,7 +30,7 @@ from .base import Decision, Observation, Policy, Target
 from .embedded_inputs import affine_of, cut_mask, draw_state, pad_maps, sample_context
 from .embedded_net import Located
 from .embedded_sight import Seen, Sight
-from .embedded_targets import choose_clicks, find_targets, merge_targets
+from .embedded_targets import alone, choose_clicks, find_targets, merge_targets
 from .embedded_weights import DEFAULT_WEIGHTS, load_net
 from .label_text import SALIENT, LabelBook
 
@@ -121,10 +121,17 @@ class EmbeddedPolicy(Policy):
     def locate_batch(self, items: Sequence[tuple[Image, str]]) -> list[list[Target]]:
         images = {id(image): image for image, _ in items}
         looked = dict(zip(images, on_cores(self.sight.see, list(images.values())), strict=True))
-        # What stands out in a part need not stand out in the image.
-        known = {id(image) for image, prompt in items if self._label(prompt)}
-        self.sight.see_parts([(looked[key], image) for key, image in images.items() if key in known])
-        return on_cores(lambda item: self._locate(looked[id(item[0])], *item), items)
+        seen = [looked[id(image)] for image, _ in items]
+        found = on_cores(lambda i: self._targets(seen[i], items[i][0].shape[:2], items[i][1]), range(len(items)))
+        # What stands out in a part need not stand out in the image; one large object is not seen better in a part.
+        closer = [
+            i for i, (image, prompt) in enumerate(items) if self._label(prompt) and not alone(found[i], image.shape[:2])
+        ]
+        self.sight.see_parts([(seen[i], items[i][0]) for i in closer])
+        merged = on_cores(lambda i: self._with_parts(found[i], seen[i], *items[i]), closer)
+        for i, targets in zip(closer, merged, strict=True):
+            found[i] = targets
+        return found
 
     @override
     def act(self, observations: Sequence[Observation]) -> list[Decision]:
@@ -134,14 +141,10 @@ class EmbeddedPolicy(Policy):
     def propose(self, observations: Sequence[Observation], count: int) -> list[list[Decision]]:
         return on_cores(lambda observation: self._act(observation, count), observations)
 
-    def _locate(self, seen: Seen, image: Image, prompt: str) -> list[Target]:
-        """The targets on an image, and those that are only found where a part of it is looked at, larger."""
-        size = (image.shape[0], image.shape[1])
-        found = self._targets(seen, size, prompt)
-        if not seen.parts or not self._label(prompt):
-            return found
-        parts = [(w, self._targets(part, (w[3] - w[1], w[2] - w[0]), prompt)) for w, part in seen.parts]
-        return merge_targets(found, parts, size, float(self.net.calibration[2]))[: self.settings.most]
+    def _with_parts(self, found: Sequence[Target], seen: Seen, image: Image, prompt: str) -> list[Target]:
+        """The targets on an image together with those that are only found where a part of it is looked at, larger."""
+        parts = [(w, self._targets(part, (w[3] - w[1], w[2] - w[0]), prompt)) for w, part in seen.parts or ()]
+        return merge_targets(found, parts, image.shape[:2], float(self.net.calibration[2]))[: self.settings.most]
 
     def _label(self, prompt: str) -> int:
         name = self.book.find(prompt)

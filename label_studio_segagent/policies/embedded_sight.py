@@ -96,7 +96,7 @@ class Sight:
 
     def see_parts(self, images: Sequence[tuple[Seen, Image]]) -> None:
         """Look at the parts of images by themselves, where that has not been done."""
-        new = [(seen, image) for seen, image in images if seen.parts is None and not seen.flat]
+        new = list({id(s): (s, image) for s, image in images if s.parts is None and not s.flat}.values())
         windows = [(seen, image, window) for seen, image in new for window in part_windows(image.shape[:2])]
         parts = on_cores(lambda item: self._look(_cut(item[1], item[2])), windows)
         for seen, _ in new:

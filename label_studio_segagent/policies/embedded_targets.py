@@ -18,7 +18,7 @@ from ..segmenters.embedded_views import View, Window
 from .base import Target
 from .embedded_net import Located
 
-__all__ = ["choose_clicks", "find_targets", "merge_targets", "part_windows"]
+__all__ = ["alone", "choose_clicks", "find_targets", "merge_targets", "part_windows"]
 
 Float = npt.NDArray[np.float32]
 _PEAKS = 60
@@ -36,6 +36,8 @@ _CELLS = 56
 """Of the locator along a long side: what comes as near as one to where a part was cut is taken for cut off."""
 _SMALLEST = 128
 """Images with a shorter long side than this have no parts."""
+_LARGE = 0.15
+"""Share of the image from which a box is large."""
 _DOUBT, _CLOSER = 1.15, 1.2
 """A target that is seen in a part only needs a score this much higher; where whole and part see the same object, the
 part is believed unless the whole image is this much surer."""
@@ -112,6 +114,14 @@ def part_windows(size: tuple[int, int]) -> list[Window]:
     extent = round(_PART * long)
     starts = [round(i * (long - extent) / (_PARTS - 1)) for i in range(_PARTS)]
     return [(at, 0, at + extent, height) if width >= height else (0, at, width, at + extent) for at in starts]
+
+
+def alone(targets: Sequence[Target], size: tuple[int, int]) -> bool:
+    """Whether there is one target, and it is large in its image (height, width)."""
+    if len(targets) != 1 or targets[0].box is None:
+        return False
+    x0, y0, x1, y1 = targets[0].box
+    return (x1 - x0) * (y1 - y0) >= _LARGE * size[0] * size[1]
 
 
 def merge_targets(

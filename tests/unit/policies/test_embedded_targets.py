@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from label_studio_segagent.hlmat.arrays import Box
 from label_studio_segagent.policies.base import Target
-from label_studio_segagent.policies.embedded_targets import merge_targets, part_windows
+from label_studio_segagent.policies.embedded_targets import alone, merge_targets, part_windows
 
 SIZE = (300, 400)
 LEFT, RIGHT = (0, 0, 300, 300), (100, 0, 400, 300)
@@ -28,6 +28,12 @@ def test_parts_cover_the_image_and_overlap(height: int, width: int) -> None:
     if windows:
         (first, last), axis = (windows[0], windows[-1]), 0 if width >= height else 1
         assert first[axis] == 0 and last[axis + 2] == max(height, width) and first[axis + 2] > last[axis]
+
+
+def test_one_large_object_needs_no_closer_look() -> None:
+    large, small = target((100, 50, 300, 250)), target((0, 0, 60, 60))
+    assert alone([large], SIZE)
+    assert not alone([], SIZE) and not alone([small], SIZE) and not alone([large, small], SIZE)
 
 
 def test_what_only_a_part_shows_needs_more() -> None:
