@@ -177,8 +177,8 @@ def predict(
     Writes click-by-click pictures, masks, Label Studio predictions and a COCO file. A file that cannot be read is
     reported and the others go on; the exit code is then 2.
     """
+    from .datasets.image_file import decode_image
     from .demo import Photo, write_results
-    from .labelstudio.images import decode_image
     from .server.settings import load_settings
 
     images, label = list(dict.fromkeys(images)), list(dict.fromkeys(label))

@@ -17,9 +17,10 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image, Mask
-from ..hlmat.trajectory import Sample, decode_mask
+from ..hlmat.trajectory import Sample, check_mask, decode_mask, encode_mask
+from .image_file import Exif, read_image, turned_hint
 
-__all__ = ["MaskFile", "Record", "by_picture", "load_samples", "read_image", "read_json", "read_mask_file"]
+__all__ = ["MaskFile", "Record", "by_picture", "load_samples", "mask_rle", "read_json", "read_mask_file"]
 
 _FAR = 100_000.0
 """Pixels; no polygon is drawn that reaches further."""
@@ -52,6 +53,7 @@ class Record:
         id: Unique within its data set.
         size: (height, width) in pixels as the data set says, or None.
         meta: See `Sample`.
+        problem: Why it cannot be used, where that was seen when its data set was read.
     """
 
     image: Path
@@ -60,6 +62,12 @@ class Record:
     id: str
     size: tuple[int, int] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def exif(self) -> Exif | None:
+        """What its mask was drawn on, where that was said: its meta's "exif", see `read_image`."""
+        return self.meta.get("exif")
 
     @property
     def outline(self) -> str:
@@ -81,26 +89,25 @@ class Record:
         Raises:
             InputError: Image or mask cannot be read, or they do not fit each other.
         """
-        pixels = read_image(self.image) if image is None else image
+        if self.problem:
+            raise InputError(self.problem)
+        file = read_mask_file(self.mask.path) if isinstance(self.mask, MaskFile) else None
+        stated = self.size or (file[0].shape if file else _stated_size(self.mask))
+        pixels = read_image(self.image, stated, self.exif) if image is None else image
         size = (pixels.shape[0], pixels.shape[1])
-        if self.size not in (None, size):
-            raise InputError(f"the mask of object {self.id} is {self.size}, its image {self.image} {size}")
-        void = None
-        if isinstance(self.mask, MaskFile):
-            mask, void = self._from_file(self.mask, size)
+        if stated not in (None, size):
+            what = f"mask of object {self.id}" if file is None else f"mask {self.mask.path}"
+            hint = turned_hint(self.image, stated)
+            raise InputError(f"the {what} is {stated}, its image {self.image} {size}{hint}")
+        if file is not None:
+            values, void = file
+            mask, unsure = values == self.mask.value, void if void.any() else None
         else:
             try:
-                mask = _decode(self.mask, size)
+                mask, unsure = _decode(self.mask, size), None
             except InputError as error:
                 raise InputError(f"the mask of object {self.id} cannot be read: {error}") from error
-        return Sample(pixels, self.prompt, mask, void, self.id, str(self.image.resolve()), self.meta)
-
-    def _from_file(self, file: MaskFile, size: tuple[int, int]) -> tuple[Mask, Mask | None]:
-        values, void = read_mask_file(file.path)
-        if values.shape != size:
-            turned = "; is the photograph turned by an EXIF tag?" if values.shape == size[::-1] else ""
-            raise InputError(f"the mask {file.path} is {values.shape}, its image {self.image} {size}{turned}")
-        return values == file.value, void if void.any() else None
+        return Sample(pixels, self.prompt, mask, unsure, self.id, str(self.image.resolve()), self.meta)
 
 
 def _digest(content: Any) -> str:
@@ -138,19 +145,6 @@ def load_samples(
                 continue
             pixels = sample.image
             yield sample
-
-
-def read_image(path: Path) -> Image:
-    """An image file as RGB uint8 (H, W, 3), as it is stored: an EXIF orientation is not applied.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    try:
-        with PilImage.open(path) as file:
-            return np.asarray(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, PilImage.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -194,6 +188,27 @@ def read_mask_file(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Mas
     return values, void
 
 
+def mask_rle(mask: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """A mask as COCO files have it, see `Record.mask`, as COCO's compressed RLE.
+
+    Raises:
+        InputError: It is no mask, or one of another size than (height, width) `size`.
+    """
+    if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
+        _check_size(mask, size)
+        check_mask(mask)
+        return mask
+    return encode_mask(_decode(mask, size))
+
+
+def _stated_size(mask: Any) -> tuple[int, int] | None:
+    """(height, width) that an RLE, or the first of several, says; None for polygons."""
+    rle = mask[0] if isinstance(mask, list) and mask else mask
+    size = rle.get("size") if isinstance(rle, dict) else None
+    plain = isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    return (size[0], size[1]) if plain and size is not None else None
+
+
 def _decode(mask: Any, size: tuple[int, int]) -> Mask:
     """A mask as COCO files have it, bool (H, W)."""
     if isinstance(mask, dict):
@@ -207,10 +222,14 @@ def _decode(mask: Any, size: tuple[int, int]) -> Mask:
     return np.ascontiguousarray(coco_mask.decode(encoded), np.bool_)
 
 
-def _decode_rle(rle: dict[str, Any], size: tuple[int, int]) -> Mask:
-    # Before anything is decoded: a size of our own choosing cannot take the machine's memory.
+def _check_size(rle: dict[str, Any], size: tuple[int, int]) -> None:
+    """Before anything is decoded: a size of a file's own choosing cannot take the machine's memory."""
     if not isinstance(rle.get("size"), (list, tuple)) or tuple(rle["size"]) != size:
         raise InputError(f"its RLE is of size {str(rle.get('size'))[:40]}, the image {size}")
+
+
+def _decode_rle(rle: dict[str, Any], size: tuple[int, int]) -> Mask:
+    _check_size(rle, size)
     counts = rle.get("counts")
     if isinstance(counts, bytes):
         return decode_mask({"size": size, "counts": counts.decode("ascii", "replace")})

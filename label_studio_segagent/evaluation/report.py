@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image as PilImage
 
 from ..agent.rollout import Rollout
-from ..datasets.record import read_image
+from ..datasets.image_file import read_image
 from ..errors import InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory, decode_mask, read_trajectories
@@ -83,7 +83,8 @@ def draw(row: Row, trajectory: Trajectory) -> Image:
     """
     meta = trajectory.meta
     rollout = Rollout(decode_mask(meta["result"]), float(meta["predicted_iou"]), trajectory, str(meta["stopped"]))
-    return trajectory_strip(read_image(Path(trajectory.image)), rollout, row.iou, trajectory.target)
+    image = read_image(Path(trajectory.image), rollout.mask.shape, meta.get("exif"))
+    return trajectory_strip(image, rollout, row.iou, trajectory.target)
 
 
 def _encoded(row: Row, trajectory: Trajectory) -> str | None:

@@ -17,7 +17,7 @@ from .actions import Action, Click, Finish
 from .arrays import Box, Mask
 
 __all__ = [
-    "Sample", "Step", "Trajectory", "decode_mask", "encode_mask", "read_trajectories", "write_lines",
+    "Sample", "Step", "Trajectory", "check_mask", "decode_mask", "encode_mask", "read_trajectories", "write_lines",
     "write_trajectories",
 ]  # fmt: skip
 
@@ -37,6 +37,22 @@ def decode_mask(rle: dict[str, Any]) -> Mask:
     Raises:
         InputError: It is not such an RLE.
     """
+    height, width, runs = _runs(rle)
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def check_mask(rle: dict[str, Any]) -> None:
+    """Make sure that something is COCO's compressed RLE, without decoding it; pycocotools would not.
+
+    Raises:
+        InputError: It is not such an RLE.
+    """
+    _runs(rle)
+
+
+def _runs(rle: dict[str, Any]) -> tuple[int, int, list[int]]:
+    """Height, width and run lengths, of nothing and something in turn, of COCO's compressed RLE."""
     try:
         height, width = (int(n) for n in rle["size"])
         runs = _run_lengths(rle["counts"])
@@ -44,8 +60,7 @@ def decode_mask(rle: dict[str, Any]) -> Mask:
             raise ValueError(f"the runs hold {sum(runs)} pixels, the size says {height * width}")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"not a COCO RLE mask: {str(rle)[:80]} ({error})") from error
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return np.ascontiguousarray(flat.reshape(width, height).T)
+    return height, width, runs
 
 
 def _run_lengths(counts: str) -> list[int]:
@@ -80,7 +95,8 @@ class Sample:
         id: Unique within its dataset.
         path: Of the image file, or "".
         meta: What else is known, as JSON: "weight" (see `training.trainer.weight_of`), "expression" (the prompt
-            is a referring expression, which means one object), ids in Label Studio.
+            is a referring expression, which means one object), "exif" (what the mask was drawn on, see
+            `datasets.image_file.read_image`, where that was said), ids in Label Studio.
     """
 
     image: np.ndarray[Any, np.dtype[np.uint8]]

@@ -15,30 +15,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import io
 import logging
 import os
-import struct
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
-import numpy as np
-from PIL import Image as PilImage
-from PIL import ImageOps
 
+from ..datasets.image_file import decode_image
 from ..errors import ApiError, ConfigError, ImageError
 from ..hlmat.arrays import Image
 from .client import LabelStudioClient, origin
 
-__all__ = ["ImageLoader", "decode_image"]
+__all__ = ["ImageLoader"]
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _CLOUD = ("s3", "gs", "azure-blob")
 _MAX_REDIRECTS = 4
 _DOWNLOAD_SECONDS = 60.0
@@ -46,38 +40,6 @@ _STALE_AFTER = 3600.0
 """Seconds after which an image is fetched again; uploads to Label Studio never change and are kept."""
 
 log = logging.getLogger(__name__)
-
-
-def decode_image(data: bytes, max_pixels: int) -> Image:
-    """Decode an image file as a browser shows it: EXIF orientation applied, first frame, RGB uint8 (H, W, 3).
-
-    Raises:
-        ImageError: It is not an image of a known format, is damaged, or has more than `max_pixels` pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels: our own limit follows; of odd metadata: they are not used
-            with PilImage.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                width, height = picture.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"the image has {width}x{height} pixels, more than the {max_pixels} allowed; "
-                        "downscale it or raise SEGAGENT_MAX_PIXELS"
-                    )
-                return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
-    except PilImage.DecompressionBombError as error:
-        raise ImageError(f"the image is larger than the {max_pixels} pixels allowed: {error}") from error
-    except (OSError, ValueError, LookupError, ArithmeticError, SyntaxError, EOFError, TypeError, struct.error) as error:
-        raise ImageError(f"not an image that can be read ({', '.join(_FORMATS)}): {error}") from error
-
-
-def _to_rgb(picture: PilImage.Image) -> PilImage.Image:
-    if picture.mode.startswith("I"):  # 16-bit greyscale would be clipped, not scaled
-        levels = np.asarray(picture, np.float32)
-        picture = PilImage.fromarray((levels / max(float(levels.max()), 255.0) * 255).astype(np.uint8))
-    if picture.has_transparency_data:  # what shows through is the page, which is white
-        picture = PilImage.alpha_composite(PilImage.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return picture.convert("RGB")
 
 
 class ImageLoader:
@@ -116,7 +78,7 @@ class ImageLoader:
             ImageError: The URL is refused, the image cannot be fetched, or it cannot be decoded.
         """
         if url.startswith("data:"):
-            return decode_image(self._from_data_uri(url), self._max_pixels)
+            return self._decoded(self._from_data_uri(url), url)
         address = self._resolve(url, task_id)
         file = self._cache / hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest()
         # Uploads have a random part in their names and never change.
@@ -128,7 +90,7 @@ class ImageLoader:
             except ImageError as error:
                 log.warning("fetching %.200r again: its file in the cache is damaged: %s", url, error)
         data = self._fetch(address, url)
-        image = decode_image(data, self._max_pixels)  # only what is an image is kept
+        image = self._decoded(data, url)  # only what is an image is kept
         self._store(file, data)
         return image
 
@@ -137,6 +99,12 @@ class ImageLoader:
         self._plain.close()
         if self._client is not None:
             self._client.close()
+
+    def _decoded(self, data: bytes, url: str) -> Image:
+        try:
+            return decode_image(data, self._max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{url[: 200 if url[:5] != 'data:' else 40]!r}: {error}") from error
 
     def _from_data_uri(self, url: str) -> bytes:
         head, _, payload = url.partition(",")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image as PilImage
 
-from ..datasets.record import Record, read_image
+from ..datasets.image_file import read_image
+from ..datasets.record import Record
 from ..errors import ApiError, InputError, SegAgentError
 from ..hlmat.arrays import Image
 from ..hlmat.metrics import iou

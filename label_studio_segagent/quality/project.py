@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.agent import SegAgent
-from ..datasets.record import Record, read_image
+from ..datasets.image_file import read_image
+from ..datasets.record import Record
 from ..errors import InputError, SegAgentError
 from ..hlmat.trajectory import decode_mask
 from .calibration import Calibration

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image as PilImage
 
-from ..datasets.record import read_image
+from ..datasets.image_file import read_image
 from ..hlmat.arrays import Image, mask_box
 from ..hlmat.trajectory import decode_mask
 from ..pictures import result_panel

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.record import read_image
+from ..datasets.image_file import read_image
 from ..errors import ConfigError
 from ..hlmat.arrays import Image, Mask
 from ..hlmat.metrics import iou

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from pycocotools import mask as rle_codec
 from rich.progress import track
 from torch import Tensor
 
+from ..datasets.coco import CocoImage, read_coco_file
+from ..datasets.image_file import Exif, picture_frame, read_image
+from ..datasets.record import Record, mask_rle
 from ..errors import InputError
 from ..hlmat.arrays import Box
 from ..hlmat.metrics import box_iou
@@ -32,6 +34,8 @@ __all__ = [
     "Instance", "Scene", "WholeFeatures", "cached", "crop_scene", "is_development", "located_box", "read_scenes",
     "shrink", "whole_features",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _LEAST = 0.002
@@ -78,6 +82,7 @@ class Scene:
         small: Annotated objects that are too small to learn from; they are not background either.
         known: Labels of which every instance is annotated here.
         corner: (x, y) of the part of the file that this is, whose extent is `size`.
+        exif: How the EXIF tag of the file is taken, see `read_image`.
     """
 
     path: Path
@@ -86,48 +91,67 @@ class Scene:
     small: tuple[Instance, ...]
     known: frozenset[str]
     corner: tuple[int, int] = (0, 0)
+    exif: Exif = "applied"
 
     def image(self) -> npt.NDArray[np.uint8]:
         """RGB uint8 (H, W, 3)."""
         (x, y), (height, width) = self.corner, self.size
-        with Image.open(self.path) as file:
-            return np.asarray(file.convert("RGB"))[y : y + height, x : x + width]
+        return read_image(self.path, exif=self.exif)[y : y + height, x : x + width]
 
 
-def read_scenes(roots: Sequence[Path], annotations: str = "train.json") -> list[Scene]:
+def read_scenes(roots: Sequence[Path], annotations: str = "train.json", exif: Exif | None = None) -> list[Scene]:
     """Read COCO-format folders (`images/` and a JSON file). `"exhaustive": false` marks images with missing objects.
 
+    What cannot be used is left out and counted in the log; an image that has such objects does not say what it lacks.
+
     Raises:
+        ConfigError: A file cannot be read, or is not a COCO file.
         InputError: There is no usable annotation.
     """
     scenes: list[Scene] = []
-    for root in roots:
-        data = json.loads((Path(root) / annotations).read_text())
-        names = {c["id"]: normalise(c["name"]) for c in data.get("categories", [])}
-        grouped: dict[Any, list[dict[str, Any]]] = {}
-        for annotation in data["annotations"]:
-            if not annotation.get("iscrowd"):
-                grouped.setdefault(annotation["image_id"], []).append(annotation)
-        for image in data["images"]:
-            found = [_instance(a, image, names, Path(root).name) for a in grouped.get(image["id"], [])]
-            found.sort(key=lambda i: -i.share)
-            whole = image.get("exhaustive", True)
-            scenes.append(Scene(
-                Path(root) / "images" / image["file_name"], (image["height"], image["width"]),
-                tuple(i for i in found if i.share >= _LEAST), tuple(i for i in found if i.share < _LEAST),
-                frozenset(names.values()) if whole else frozenset(),
-            ))  # fmt: skip
+    for root in map(Path, roots):
+        data = read_coco_file(root / annotations, label=SALIENT, exif=exif)
+        known = frozenset(normalise(name) for name in data.names)
+        problems = [record.problem for record in data.strays]
+        for image in data.images:
+            try:
+                scenes.append(_scene(image, known, root.name, exif, problems))
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            log.warning("%s: %d left out, the first: %s", root, len(problems), problems[0])
     if not any(s.instances for s in scenes):
         raise InputError(f"no usable annotation in {', '.join(str(Path(r) / annotations) for r in roots)}")
     return scenes
 
 
-def _instance(annotation: dict[str, Any], image: dict[str, Any], names: dict[int, str], root: str) -> Instance:
-    rle = annotation["segmentation"]
+def _scene(image: CocoImage, known: frozenset[str], root: str, exif: Exif | None, problems: list[str]) -> Scene:
+    """An image as a scene; why objects of it are left out is added to `problems`."""
+    if image.problem:
+        raise InputError(image.problem)
+    height, width, taken = picture_frame(image.path, image.size, exif)
+    found: list[Instance] = []
+    before = len(problems)
+    for record in image.objects:
+        try:
+            found.append(_instance(record, (height, width), root))
+        except InputError as error:
+            problems.append(f"{image.path}: {error}")
+    found.sort(key=lambda i: -i.share)
+    whole = image.row.get("exhaustive", True) and len(problems) == before
+    return Scene(
+        image.path, (height, width), tuple(i for i in found if i.share >= _LEAST),
+        tuple(i for i in found if i.share < _LEAST), known if whole else frozenset(), exif=taken,
+    )  # fmt: skip
+
+
+def _instance(record: Record, size: tuple[int, int], root: str) -> Instance:
+    if record.problem:
+        raise InputError(record.problem)
+    rle = mask_rle(record.mask, size)
     x, y, w, h = (float(v) for v in rle_codec.toBbox(rle))
-    share = float(rle_codec.area(rle)) / (image["width"] * image["height"])
-    label = names.get(annotation["category_id"], SALIENT)
-    return Instance(label, rle, (x, y, x + w, y + h), share, f"{root}/{annotation['id']}")
+    share = float(rle_codec.area(rle)) / (size[0] * size[1])
+    return Instance(normalise(record.prompt), rle, (x, y, x + w, y + h), share, f"{root}/{record.id}")
 
 
 def crop_scene(scene: Scene, rng: np.random.Generator) -> Scene | None:
@@ -154,7 +178,7 @@ def crop_scene(scene: Scene, rng: np.random.Generator) -> Scene | None:
             seen = max(seen, share) if instance is shown else seen
         if seen > _MOSTLY:
             objects = tuple(sorted(parts[True], key=lambda i: -i.share))
-            return Scene(scene.path, (h, w), objects, tuple(parts[False]), scene.known, (x, y))
+            return Scene(scene.path, (h, w), objects, tuple(parts[False]), scene.known, (x, y), scene.exif)
     return None
 
 

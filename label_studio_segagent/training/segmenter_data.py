@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -12,13 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from pycocotools import mask as rle_codec
 
+from ..datasets.coco import read_coco_file
+from ..datasets.image_file import Exif, picture_frame, read_image
+from ..datasets.record import mask_rle
 from ..errors import InputError
 from .mask_corruption import corrupt_mask
 
 __all__ = ["CropDataset", "CropSample", "Source", "Target", "crop_image", "crop_mask", "crop_matrix", "read_coco"]
+
+log = logging.getLogger(__name__)
 
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -204,34 +208,45 @@ def _some_box(view: Bools, rng: np.random.Generator) -> tuple[float, float, floa
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
-def read_coco(root: Path, annotations: str = "train.json") -> list[Source]:
-    """The images of a folder in COCO format (masks as RLE), without very small objects.
+def read_coco(root: Path, annotations: str = "train.json", exif: Exif | None = None) -> list[Source]:
+    """The images of a folder in COCO format, without very small objects; what cannot be used is counted in the log.
 
     Args:
         root: Folder with `images/` and the annotation file.
         annotations: Name of that file.
+        exif: See `read_image`.
 
     Raises:
+        ConfigError: The file cannot be read, or is not a COCO file.
         InputError: It has no usable mask.
     """
-    data = json.loads((root / annotations).read_text())
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in data["annotations"]:
-        if not annotation.get("iscrowd"):
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+    data = read_coco_file(root / annotations, label="object", exif=exif)
+    problems = [record.problem for record in data.strays]
     sources: list[Source] = []
-    for image in data["images"]:
-        least = max(64, 0.0008 * image["width"] * image["height"])
-        masks = [annotation["segmentation"] for annotation in by_image.get(image["id"], [])]
-        if rles := [rle for rle in masks if rle_codec.area(rle) >= least]:
-            sources.append(Source(cache(partial(_open, root / "images" / image["file_name"])), rles))
+    for image in data.images:
+        rles = []
+        if not image.objects:
+            continue
+        try:
+            height, width, taken = picture_frame(image.path, image.size, exif)
+        except InputError as error:
+            problems.append(image.problem or str(error))
+            continue
+        least = max(64, 0.0008 * width * height)
+        for record in image.objects:
+            try:
+                if record.problem:
+                    raise InputError(record.problem)
+                rles.append(mask_rle(record.mask, (height, width)))
+            except InputError as error:
+                problems.append(f"{image.path}: {error}")
+        if rles := [rle for rle in rles if rle_codec.area(rle) >= least]:
+            sources.append(Source(cache(partial(read_image, image.path, exif=taken)), rles))
+    if problems:
+        log.warning("%s: %d left out, the first: %s", root, len(problems), problems[0])
     if not sources:
         raise InputError(f"no usable mask in {root / annotations}")
     return sources
-
-
-def _open(path: Path) -> Bytes:
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def crop_matrix(box: tuple[float, float, float, float], zoom: bool, size: int, rng: np.random.Generator) -> Float:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-from PIL import Image as PilImage
-
-from ..errors import ConfigError, InputError
+from ..datasets.image_file import read_image
+from ..errors import ConfigError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
 from ..segmenters.base import Segmenter
@@ -144,11 +142,9 @@ def open_image(trajectory: Trajectory) -> Image:
     Raises:
         InputError: It cannot be read.
     """
-    try:
-        with PilImage.open(Path(trajectory.image)) as file:
-            return np.asarray(file.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"cannot read the image {trajectory.image!r} of a trajectory: {error}") from error
+    size = trajectory.steps[0].mask.shape if trajectory.steps else None
+    exif = trajectory.meta.get("exif")
+    return read_image(Path(trajectory.image), size, exif if exif in ("applied", "ignored") else None)
 
 
 def trainable(policy: str) -> bool:

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
+from label_studio_segagent.datasets.image_file import decode_image
 from label_studio_segagent.errors import ConfigError, ImageError
 from label_studio_segagent.labelstudio import images as module
 from label_studio_segagent.labelstudio.client import LabelStudioClient
-from label_studio_segagent.labelstudio.images import ImageLoader, decode_image
+from label_studio_segagent.labelstudio.images import ImageLoader
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 UPLOAD = "/data/upload/1/0a1b2c3d-cat.png"

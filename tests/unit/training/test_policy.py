@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +195,26 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(InputError, match="no usable annotation"):
         read_scenes([tmp_path])
+
+
+def test_polygons_and_odd_rows_are_learned_from_as_scenes(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((data / "train.json").read_text())
+    shutil.copytree(data / "images", tmp_path / "images")
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    content["annotations"][0]["category_id"] = 77
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    before, scenes = read_scenes([data]), read_scenes([tmp_path])
+    assert [scene.path.name for scene in scenes] == [scene.path.name for scene in before]
+    lost = content["annotations"][0]["image_id"]
+    for number, (scene, other) in enumerate(zip(scenes, before, strict=True)):
+        assert scene.size == other.size == scene.image().shape[:2]
+        assert all(instance.mask()[10:40, 10:40].all() for instance in scene.instances)
+        # What an image lacks is not known where one of its objects could not be read.
+        assert scene.known == (frozenset() if number == lost else other.known)
+    assert "no category 77" in caplog.text
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

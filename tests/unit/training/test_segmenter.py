@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import write_coco
+from pycocotools import mask as rle_codec
 
 from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.actions import Click
@@ -112,6 +114,28 @@ def test_data_without_masks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(InputError, match="no usable mask"):
         read_coco(tmp_path)
+
+
+def test_polygons_and_other_layouts_are_learned_from_and_bad_rows_are_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((data / "train.json").read_text())
+    shutil.copytree(data / "images", tmp_path / "images")
+    ring = [[10, 10, 60, 10, 60, 60, 10, 60]]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["segmentation"], annotation["image_id"] = ring, str(annotation["image_id"])
+        annotation["iscrowd"] = "0"
+        if not number:
+            annotation["category_id"] = 77
+    for image in content["images"]:
+        image["file_name"] = "images\\" + image["file_name"]
+    content["images"][0]["width"] = None
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    sources = read_coco(tmp_path)
+    rles = [rle for source in sources for rle in source.rles]
+    assert rles and {int(rle_codec.area(rle)) for rle in rles} == {2500}
+    assert all(tuple(rle["size"]) == source.image().shape[:2] for source in sources for rle in source.rles)
+    assert "1 left out, the first: " in caplog.text and "no category 77" in caplog.text
 
 
 def test_clicks_hit_the_larger_error(shape: np.ndarray) -> None:
