@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 
 __all__ = ["QC_CONTROL", "Control", "ImageTag", "Label", "LabelConfig"]
 
@@ -103,6 +103,17 @@ class ImageTag:
             return [(index, url) for index, url in enumerate(value) if isinstance(url, str)]
         return [(None, value)] if isinstance(value, str) and value else []
 
+    def picture(self, data: Mapping[str, Any], item_index: int | None) -> tuple[int | None, str]:
+        """The (item index or None, URL) of one picture of a task; without an index the first.
+
+        Raises:
+            InputError: The task has none there.
+        """
+        for index, url in self.urls(data):
+            if (index or 0) == (item_index or 0):
+                return index, url
+        raise InputError(f"the task has no image in {self.field!r}" + (f" at index {item_index}" if item_index else ""))
+
 
 @dataclass(frozen=True, slots=True)
 class LabelConfig:
@@ -112,11 +123,13 @@ class LabelConfig:
         images: The Image tags that are looked at.
         controls: All controls that draw labelled regions on them.
         prompts: Names of TextAreas that hold a prompt.
+        names: Of all tags.
     """
 
     images: tuple[ImageTag, ...]
     controls: tuple[Control, ...]
     prompts: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, xml: str) -> LabelConfig:
@@ -146,7 +159,25 @@ class LabelConfig:
             if tag.tag.lower() == "textarea" and (name := _get(tag, "name"))
             if _get(tag, "segagent") == "prompt" or name == "prompt"
         )
-        return cls(images, controls, prompts)
+        return cls(images, controls, prompts, frozenset(filter(None, (_get(tag, "name") for tag in tags))))
+
+    def for_task(self, data: Mapping[str, Any]) -> LabelConfig:
+        """The config as it is for one task."""
+        return self
+
+    def image(self, name: str) -> ImageTag:
+        """The Image tag of a name.
+
+        Raises:
+            InputError: There is none that is looked at.
+        """
+        for tag in self.images:
+            if tag.name == name:
+                return tag
+        known = ", ".join(repr(tag.name) for tag in self.images) or "none for this task"
+        if name in self.names:
+            raise InputError(f"{name[:60]!r} is no Image that this backend looks at; those are: {known}")
+        raise InputError(f"the labelling config has no Image {name[:60]!r}; it has: {known}")
 
     def prompt_text(self, results: Any) -> str:
         """The newest prompt that an annotator typed, among the results of an annotation or a draft; or ""."""
@@ -181,10 +212,25 @@ class LabelConfig:
         return list(best.values())
 
     def output_for(self, image: str, name: str | None, data: Mapping[str, Any]) -> tuple[Control, Label]:
-        """Where a mask with this label goes.
+        """Where the mask goes that a smart tool asks for.
 
         A prompt control may have labels of its own (`<KeyPointLabels>` with a single "click here"): when a label is
-        not among the outputs and there is only one output, that one is meant.
+        not among the outputs and there is only one output, that one is meant. What was drawn by hand has the label
+        that it has: see `output_of`.
+
+        Args:
+            image: Name of the Image tag.
+            name: Label of the prompt, as it stands in a result, or None.
+            data: The task's data.
+
+        Raises:
+            ConfigError: No output has this label.
+        """
+        outputs = self.outputs(image, data)
+        return outputs[0] if len(outputs) == 1 else self.output_of(image, name, data)
+
+    def output_of(self, image: str, name: str | None, data: Mapping[str, Any]) -> tuple[Control, Label]:
+        """The output that has a label, by its alias or its value.
 
         Args:
             image: Name of the Image tag.
@@ -198,10 +244,25 @@ class LabelConfig:
         for control, label in outputs:
             if name in (label.name, label.value):
                 return control, label
-        if len(outputs) == 1:
-            return outputs[0]
         known = ", ".join(repr(label.name) for _, label in outputs) or "none"
+        if name is None:
+            raise ConfigError(f"it has no label: choose one before you click or draw, here {known}")
         raise ConfigError(f"label {name!r} has no brush, bitmask, polygon or rectangle control; those have: {known}")
+
+    def known_labels(self, image: str, data: Mapping[str, Any]) -> set[str]:
+        """The labels of all controls on an Image, prompts too, by aliases and values.
+
+        Args:
+            image: Name of the Image tag.
+            data: The task's data.
+        """
+        labels = [label for c in self.controls if c.to_name == image for label in c.labels_for(data)]
+        return {name for label in labels for name in (label.name, label.value)}
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """Names of the controls whose regions are not looked at."""
+        return frozenset(control.name for control in self.controls if control.role == "ignore")
 
 
 def _preference(control: Control) -> tuple[bool, int]:

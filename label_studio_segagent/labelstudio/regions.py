@@ -1,18 +1,16 @@
 """Label Studio regions <-> masks.
 
-Reads brush RLE, bitmaps, polygons, rectangles, ellipses and closed vectors; writes brush, bitmask, polygon and
-rectangle results. Coordinates in results are percent of the (EXIF-oriented) image; see LABEL_STUDIO.md, section 8.
+Reads brush RLE, bitmaps, polygons, rectangles, ellipses and closed vectors (`shapes`); writes brush, bitmask, polygon
+and rectangle results.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
-import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,30 +19,29 @@ from PIL import Image as PilImage
 from ..errors import RegionError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Mask, mask_box
-from .brush import decode_brush, encode_brush
+from .brush import encode_brush
 from .config import Control, Label
-from .polygons import Ring, mask_polygons, ring_mask
+from .polygons import mask_polygons
+from .shapes import BOX_SHAPES, MASK_SHAPES, TYPES, finite, shape_mask, shape_of
 
-__all__ = ["Region", "read_regions", "write_region"]
+__all__ = ["Region", "read_regions", "region_id", "write_region"]
 
-_LONGEST_OUTLINE = 1_000_000
-"""Pixels; far more than any drawn outline has."""
-_SHAPES = ("brush", "bitmask", "magicwand", "polygon", "rectangle", "ellipse", "keypoint", "vector")
-_TYPES = {"labels", *_SHAPES, *(f"{shape}labels" for shape in _SHAPES)}
+_EDGE = 1.0
+"""Percent: a click that is less than this outside of the image, by a screen's pixel, is one on its border."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One drawn region; a `Labels` result and the shape result with the same id are one region.
+    """One drawn region; the results with its id are one.
 
     Attributes:
         id: The region's id.
-        type: `type` of the shape's result, for example "brushlabels" or "brush".
-        from_name: The control it was drawn with.
+        type: `type` of the result with its shape, for example "brushlabels" or "brush".
+        from_name: The control of that result.
         to_name: The Image it is on.
         item_index: Which picture of a `valueList`, or None.
-        labels: Its labels, as they stand in the result.
-        value: The `value` of the result.
+        labels: Its labels, as they stand in the results; those of the result with its shape first.
+        value: The `value` of that result.
         positive: False for a negative smart key point.
     """
 
@@ -59,8 +56,19 @@ class Region:
 
     @property
     def shape(self) -> str:
-        """What was drawn: "brush", "polygon", "rectangle", "keypoint", … as the type says; "" for a lone `Labels`."""
-        return self.type.removesuffix("labels")
+        """What was drawn: "brush", "polygon", "rectangle", "keypoint", …; "" for a lone `Labels` without a shape."""
+        return shape_of(self.type, self.value)
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it follows an object's outline; boxes, points and open lines do not."""
+        shape = self.shape
+        return shape in MASK_SHAPES and (shape != "vector" or bool(self.value.get("closed")))
+
+    @property
+    def title(self) -> str:
+        """Names it in messages."""
+        return f"{self.type} region {self.id[:60]!r}"
 
     def click(self, height: int, width: int) -> Click:
         """The click of a key point, in pixels.
@@ -68,10 +76,10 @@ class Region:
         Raises:
             RegionError: It is not a key point, its coordinates are not numbers, or it lies outside the image.
         """
-        if self.shape != "keypoint" and (self.shape or "height" in self.value):
-            raise RegionError(f"{self.type} region {self.id[:60]!r} is not a key point")
-        x, y = self._number("x"), self._number("y")
-        if not (0 <= x <= 100 and 0 <= y <= 100):
+        if self.shape != "keypoint":
+            raise RegionError(f"{self.title} is not a key point")
+        x, y = (finite(self.value.get(name), f"{name} of {self.title}") for name in ("x", "y"))
+        if not (-_EDGE < x < 100 + _EDGE and -_EDGE < y < 100 + _EDGE):
             raise RegionError(f"key point at ({x:g} %, {y:g} %) is outside the image; x and y are percent, 0 to 100")
         column, row = x / 100 * width - 0.5, y / 100 * height - 0.5
         return Click(min(max(column, 0), width - 1), min(max(row, 0), height - 1), self.positive)
@@ -84,7 +92,7 @@ class Region:
         """
         box = mask_box(self.mask(height, width))
         if box is None:
-            raise RegionError(f"{self.type} region {self.id[:60]!r} covers no pixel of the {width}x{height} image")
+            raise RegionError(f"{self.title} covers no pixel of the {width}x{height} image")
         return box
 
     def mask(self, height: int, width: int) -> Mask:
@@ -93,99 +101,7 @@ class Region:
         Raises:
             RegionError: The value is malformed, not finite, made for another size, or the type has no area.
         """
-        value = self.value
-        if "rle" in value:
-            return decode_brush(value["rle"], height, width)
-        if "imageDataURL" in value:
-            return _decode_bitmap(value["imageDataURL"], height, width)
-        if "points" in value:
-            return self._ring(value["points"], height, width)
-        if "vertices" in value:
-            if not value.get("closed"):
-                raise RegionError(f"vector region {self.id[:60]!r} is not closed and has no area")
-            vertices = value["vertices"]
-            return self._ring(vertices if not isinstance(vertices, list) else list(map(_xy, vertices)), height, width)
-        if "radiusX" in value:
-            return self._ellipse(height, width)
-        if {"x", "y", "width", "height"} <= value.keys() and self.shape in ("rectangle", ""):
-            return self._rectangle(height, width)
-        raise RegionError(f"a region of type {self.type!r} with the fields {sorted(value)} has no area that is known")
-
-    def _number(self, name: str) -> float:
-        return _finite(self.value.get(name), f"{name} of {self.type} region {self.id[:60]!r}")
-
-    def _ring(self, points: Any, height: int, width: int) -> Mask:
-        if not isinstance(points, list) or len(points) < 3:
-            raise RegionError(f"{self.type} region {self.id[:60]!r} has fewer than 3 points: {str(points)[:80]}")
-        what = f"a point of {self.type} region {self.id[:60]!r}"
-        ring = [(_finite(x, what) / 100 * width, _finite(y, what) / 100 * height) for x, y in map(_pair, points)]
-        return _fill(ring, height, width)
-
-    def _rectangle(self, height: int, width: int) -> Mask:
-        """Label Studio turns a rectangle clockwise about its top-left corner."""
-        x, y = self._number("x") / 100 * width, self._number("y") / 100 * height
-        w, h = self._number("width") / 100 * width, self._number("height") / 100 * height
-        angle = math.radians(_finite(self.value.get("rotation", 0), "rotation"))
-        along, down = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
-        corners = [(0, 0), (w, 0), (w, h), (0, h)]
-        ring = [(x + a * along[0] + b * down[0], y + a * along[1] + b * down[1]) for a, b in corners]
-        return _fill(ring, height, width)
-
-    def _ellipse(self, height: int, width: int) -> Mask:
-        x, y = self._number("x") / 100 * width, self._number("y") / 100 * height
-        rx, ry = self._number("radiusX") / 100 * width, self._number("radiusY") / 100 * height
-        angle = math.radians(_finite(self.value.get("rotation", 0), "rotation"))
-        turns = np.linspace(0, 2 * math.pi, 180, endpoint=False)
-        a, b = rx * np.cos(turns), ry * np.sin(turns)
-        columns, rows = x + a * math.cos(angle) - b * math.sin(angle), y + a * math.sin(angle) + b * math.cos(angle)
-        return _fill(list(zip(columns.tolist(), rows.tolist(), strict=True)), height, width)
-
-
-def _finite(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
-        raise RegionError(f"{what} is {str(value)[:40]!r}, not a finite number")
-    if abs(value) > 1e6:
-        raise RegionError(f"{what} is {str(value)[:40]}, far outside the image")
-    return float(value)
-
-
-def _fill(ring: Ring, height: int, width: int) -> Mask:
-    """The pixels of a ring, unless its outline is so long that drawing it would take the machine's memory."""
-    corners = np.array(ring)
-    length = float(np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum())
-    if length > _LONGEST_OUTLINE:
-        raise RegionError(
-            f"the region's outline is {length:.0f} pixels long on an image of {width}x{height}; "
-            f"more than {_LONGEST_OUTLINE} are not drawn"
-        )
-    return ring_mask(ring, height, width)
-
-
-def _pair(point: Any) -> tuple[Any, Any]:
-    if not isinstance(point, (list, tuple)) or len(point) != 2:
-        raise RegionError(f"a point must be [x, y], got {str(point)[:40]}")
-    return point[0], point[1]
-
-
-def _xy(vertex: Any) -> tuple[Any, Any]:
-    if not isinstance(vertex, Mapping):
-        raise RegionError(f"a vertex must be an object with x and y, got {str(vertex)[:40]}")
-    return vertex.get("x"), vertex.get("y")
-
-
-def _decode_bitmap(url: Any, height: int, width: int) -> Mask:
-    """A PNG data URL: pixels with any alpha are the mask; a picture without alpha counts where it is not black."""
-    if not isinstance(url, str) or not url.startswith("data:image/png;base64,"):
-        raise RegionError(f"imageDataURL must start with 'data:image/png;base64,', got {str(url)[:40]!r}")
-    try:
-        with PilImage.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True)), formats=["PNG"]) as png:
-            if png.size != (width, height):
-                raise RegionError(f"the bitmap is {png.width}x{png.height}, but the image is {width}x{height}")
-            has_alpha = "A" in png.getbands() or "transparency" in png.info
-            pixels = np.asarray(png.convert("RGBA"))[..., 3] if has_alpha else np.asarray(png.convert("L"))
-    except (binascii.Error, OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
-        raise RegionError(f"the bitmap cannot be decoded: {error}") from error
-    return np.asarray(pixels > 0)
+        return shape_mask(self.shape, self.value, self.title, height, width)
 
 
 def _encode_bitmap(mask: Mask) -> str:
@@ -196,45 +112,73 @@ def _encode_bitmap(mask: Mask) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_regions(results: Any) -> list[Region]:
+def read_regions(results: Any, ignored: Collection[str] = ()) -> list[Region]:
     """The regions of an annotation, a prediction or an interactive context, in order.
 
+    All results with one id are one region, as in Label Studio: a shape and its `Labels`, or a suggestion that was
+    accepted while the label of a prompt was selected. Its shape is the truest that any of them has, and of several the
+    first; it has the labels of all.
+
     Results that are not regions (choices, text) and results that are not objects are left out.
+
+    Args:
+        results: What stands in `result`.
+        ignored: Names of controls whose results are left out.
     """
-    regions: dict[str, Region] = {}
+    regions: dict[str, list[Region]] = {}
     for position, result in enumerate(results if isinstance(results, list) else []):
-        if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
-            continue
-        kind, value = str(result.get("type", "")).lower(), result["value"]
-        if kind not in _TYPES:
-            continue
-        key = str(result.get("id") or f"#{position}")
-        labels = tuple(str(label) for label in _label_list(value, kind))
-        known = regions.get(key)
-        if known is not None:  # the other half of a Labels + shape pair
-            shape = known if kind == "labels" else None
-            kind, from_name = (shape.type, shape.from_name) if shape else (kind, str(result.get("from_name", "")))
-            labels = known.labels + tuple(label for label in labels if label not in known.labels)
-            value = {**known.value, **value}
-        else:
-            from_name = str(result.get("from_name", ""))
-        index = result.get("item_index")
-        regions[key] = Region(
-            id=key,
-            type=kind,
-            from_name=from_name,
-            to_name=str(result.get("to_name", "")),
-            item_index=index if isinstance(index, int) and not isinstance(index, bool) else None,
-            labels=labels,
-            value=value,
-            positive=result.get("is_positive", True) is not False and (known is None or known.positive),
-        )
-    return list(regions.values())
+        region = _read_result(result, position)
+        if region is not None:
+            regions.setdefault(region.id, []).append(region)
+    left = (_without(group, ignored) for group in regions.values())
+    return [_joined(group) for group in left if group]
 
 
-def _label_list(value: Mapping[str, Any], kind: str) -> Iterable[Any]:
-    labels = value.get(kind) or value.get("labels") or []
-    return labels if isinstance(labels, list) else []
+def _without(group: Sequence[Region], ignored: Collection[str]) -> list[Region]:
+    """The results of a region that are not of ignored controls; the `Labels` of one that is go with it."""
+    left = [region for region in group if region.from_name not in ignored]
+    alone = len(left) < len(group) and all(region.type == "labels" for region in left)
+    return [] if alone else left
+
+
+def region_id(result: Mapping[str, Any], position: int) -> str:
+    """The id of the region that a result is about; one without an id is alone, and named by its place in the list."""
+    return str(result.get("id") or f"#{position}")
+
+
+def _read_result(result: Any, position: int) -> Region | None:
+    if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
+        return None
+    kind, value = str(result.get("type", "")).lower(), result["value"]
+    if kind not in TYPES:
+        return None
+    labels, index = value.get(kind) or value.get("labels"), result.get("item_index")
+    return Region(
+        id=region_id(result, position),
+        type=kind,
+        from_name=str(result.get("from_name", "")),
+        to_name=str(result.get("to_name", "")),
+        item_index=index if isinstance(index, int) and not isinstance(index, bool) else None,
+        labels=tuple(dict.fromkeys(map(str, labels))) if isinstance(labels, list) else (),
+        value=value,
+        positive=result.get("is_positive", True) is not False,
+    )
+
+
+def _joined(group: Sequence[Region]) -> Region:
+    """The region that several results with one id are."""
+    main = min(group, key=_rank)
+    return replace(
+        main,
+        labels=tuple(dict.fromkeys(label for region in (main, *group) for label in region.labels)),
+        positive=all(region.positive for region in group),
+    )
+
+
+def _rank(region: Region) -> tuple[bool, bool, bool]:
+    """Smallest for the result that says best what was drawn: a mask, else an area, of the type that it is."""
+    shape = region.shape
+    return not region.is_mask, shape not in MASK_SHAPES | BOX_SHAPES, region.type.removesuffix("labels") != shape
 
 
 def write_region(

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import RegionError
 from ..hlmat.arrays import Mask, mask_box
 from ..hlmat.metrics import box_iou
+from .newest import newest_first
 from .regions import Region, read_regions
 
 __all__ = ["boxed_region", "standing_region"]
@@ -21,7 +22,6 @@ _AROUND = 0.6
 """A box is around a region when its IoU with the region's own box is at least this…"""
 _INSIDE = 0.98
 """…or when this share of the region's pixels is inside, and no other region is."""
-_AREAS = ("brush", "bitmask", "polygon", "vector", "")
 
 
 def standing_region(task: Mapping[str, Any], click: Region, height: int, width: int) -> tuple[Region, Mask] | None:
@@ -81,10 +81,10 @@ def boxed_region(task: Mapping[str, Any], drawn: Region, height: int, width: int
 
 
 def _alike(task: Mapping[str, Any], new: Region, height: int, width: int) -> Iterator[tuple[Region, Mask]]:
-    """The regions of the label and on the picture of a new one, with their masks; none is empty."""
+    """The masks that share a label and the picture with a new region, none of them empty."""
     for region in read_regions(_shown(task)):
         same = (region.to_name, region.item_index) == (new.to_name, new.item_index)
-        if not same or region.labels != new.labels or region.shape not in _AREAS:
+        if not same or not region.is_mask or (region.labels != new.labels and not set(region.labels) & set(new.labels)):
             continue
         try:
             mask = region.mask(height, width)
@@ -97,7 +97,6 @@ def _alike(task: Mapping[str, Any], new: Region, height: int, width: int) -> Ite
 def _shown(task: Mapping[str, Any]) -> Any:
     """The results of what the annotator sees, as far as Label Studio tells."""
     for name in ("drafts", "annotations", "predictions"):
-        items = [item for item in task.get(name) or [] if isinstance(item, dict) and not item.get("was_cancelled")]
-        if items:
-            return max(items, key=lambda item: str(item.get("updated_at") or item.get("id"))).get("result")
+        for item in newest_first(task, name):
+            return item.get("result")
     return None

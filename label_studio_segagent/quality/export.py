@@ -68,12 +68,14 @@ def judge(annotated: Sequence[Annotated], findings: Sequence[Finding], least: fl
 def rightly_empty(annotated: Sequence[Annotated], findings: Sequence[Finding], least: float) -> list[Finding]:
     """What was found in annotations that say that there is nothing in a picture, of those that score `least` or more.
 
+    One that has something there which could not be read does not say so.
+
     Args:
         annotated: What was drawn.
         findings: What was found.
         least: Smallest score.
     """
-    empty = {(one.meta["annotation"], str(one.image)) for one in annotated if not one.records}
+    empty = {(one.meta["annotation"], str(one.image)) for one in annotated if not one.records and not one.unsaid}
     return [f for f in findings if (f.annotation, f.image) in empty and f.score >= least]
 
 

@@ -39,12 +39,14 @@ class Annotated:
         absent: Labels of which it has none there.
         image: The picture.
         meta: What all its records share: task, annotation, updated, by, ground_truth.
+        unsaid: Labels of which it has something there, but nothing that could be read as a mask.
     """
 
     records: tuple[Record, ...]
     absent: tuple[str, ...]
     image: Path
     meta: Mapping[str, Any]
+    unsaid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ def group_records(records: Iterable[Record]) -> Iterator[Annotated]:
         yield Annotated(
             tuple(r for r in members if not r.meta.get("absent")),
             tuple(r.prompt for r in members if r.meta.get("absent")), image, members[0].meta,
+            tuple(dict.fromkeys(label for r in members for label in r.meta.get("unsaid", ()))),
         )  # fmt: skip
 
 
@@ -190,6 +193,8 @@ def inspect_all(
 ) -> list[Finding]:
     """Inspect annotations; those that have not changed since they were are not inspected again.
 
+    One of which nothing could be read as a mask gets no finding: that there is nothing else is no reason for a score.
+
     Args:
         agent: Judges.
         annotated: What to inspect.
@@ -203,6 +208,8 @@ def inspect_all(
     known, found = store.read(), []
     others = [] if tasks is None else [finding for finding in known.values() if finding.task not in tasks]
     for one in annotated:
+        if one.unsaid and not one.records:
+            continue
         key = _key(one, agent, thresholds, calibration)
         before = known.get((one.meta["annotation"], str(one.image)))
         fresh = before is None or before.key != key

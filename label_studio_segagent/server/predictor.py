@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from ..agent.agent import SegAgent
 from ..agent.rollout import Rollout
 from ..errors import InputError, RegionError, SegAgentError
 from ..hlmat.arrays import Image, Mask
-from ..labelstudio.config import Control, ImageTag, Label, LabelConfig
+from ..labelstudio.config import Control, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
+from ..labelstudio.newest import newest_first
 from ..labelstudio.regions import Region, read_regions, write_region
+from ..labelstudio.shapes import BOX_SHAPES
 from ..labelstudio.standing import boxed_region, standing_region
 from ..segmenters.cache import EmbeddingCache
 from .refiner import TaskRefiner, carried, take_over
@@ -127,7 +129,8 @@ class Predictor:
             InputError: The task or an image cannot be used.
         """
         data = _task_data(task)
-        urls = [url for tag in LabelConfig.parse(label_config).images for _, url in tag.urls(data)]
+        config = LabelConfig.parse(label_config).for_task(data)
+        urls = [url for tag in config.images for _, url in tag.urls(data)]
         self.agent.prewarm(self.images.load(url, task.get("id")) for url in urls)
 
     def predict(self, tasks: Sequence[Any], label_config: str, started: float | None = None) -> BatchResult:
@@ -222,6 +225,7 @@ class Predictor:
             InputError: The task or an image cannot be used.
         """
         data = _task_data(task)
+        config = config.for_task(data)
         prompt = _given_prompt(config, task)
         items = []
         for tag in config.images:
@@ -235,7 +239,7 @@ class Predictor:
                     items.append(Item(index, image, text, control, label, item_index))
         if not any(tag.urls(data) for tag in config.images):
             fields = ", ".join(repr(tag.field) for tag in config.images)
-            raise InputError(f"the task has no image URL in {fields}; its data has {sorted(data)[:20]}")
+            raise InputError(f"the task has no image URL in {fields}; its data has {sorted(map(str, data))[:20]}")
         return items
 
     def _answer(
@@ -287,16 +291,15 @@ class Predictor:
             ConfigError: The config cannot be used or does not have the label.
             InputError: The task, its image or a region cannot be used.
         """
-        config = LabelConfig.parse(label_config)
         data = _task_data(task)
+        config = LabelConfig.parse(label_config).for_task(data)
         results = context.get("result")
-        regions = [r for r in read_regions(results) if r.to_name in {tag.name for tag in config.images}]
-        text = config.prompt_text(results)
+        regions, text = read_regions(results), config.prompt_text(results)
         if not regions and not text:
             return self._prediction([], []), []
         new = regions[-1] if regions else None
-        tag = next(tag for tag in config.images if new is None or tag.name == new.to_name)
-        item_index, url = _picture(tag, data, None if new is None else new.item_index)
+        tag = config.images[0] if new is None else config.image(new.to_name)
+        item_index, url = tag.picture(data, None if new is None else new.item_index)
         name = new.labels[0] if new is not None and new.labels else None
         outputs = config.outputs(tag.name, data)
         control, label = outputs[0] if new is None and outputs else config.output_for(tag.name, name, data)
@@ -307,7 +310,9 @@ class Predictor:
         else:
             same = [r for r in regions if (r.to_name, r.item_index) == (new.to_name, new.item_index)]
             about = {"keypoint": standing_region, "rectangle": boxed_region, "ellipse": boxed_region}.get(new.shape)
-            standing = about(task, new, image.shape[0], image.shape[1]) if about else None
+            # A prompt may have a label of its own; what it is about has the one of the output.
+            meant = replace(new, labels=tuple(dict.fromkeys((*new.labels, label.name))))
+            standing = about(task, meant, image.shape[0], image.shape[1]) if about else None
             rollouts = [self._follow(image, prompt, same, None if standing is None else standing[1])]
         written = [result for r in rollouts for result in write_region(r.mask, control, label, _rating(r), item_index)]
         if new is not None and standing is not None and written:
@@ -319,13 +324,13 @@ class Predictor:
         height, width = image.shape[:2]
         new = regions[-1]
         clicks = [region.click(height, width) for region in regions if region.shape == "keypoint"]
-        areas = [region for region in regions if region.shape != "keypoint" and region.labels == new.labels]
+        areas = [r for r in regions if r.labels == new.labels or set(r.labels) & set(new.labels)]
         if new.shape == "keypoint":
-            given = [r.mask(height, width) for r in areas if r.shape not in ("rectangle", "ellipse")]
+            given = [r.mask(height, width) for r in areas if r.is_mask]
             prior = _union(given) if standing is None else standing
-            boxes = [r.box(height, width) for r in areas if r.shape in ("rectangle", "ellipse")]
+            boxes = [r.box(height, width) for r in areas if r.shape in BOX_SHAPES]
             return self.agent.follow(image, prompt, clicks, box=boxes[-1] if boxes else None, prior=prior)
-        if new.shape in ("rectangle", "ellipse"):
+        if new.shape in BOX_SHAPES:
             return self.agent.follow(image, prompt, clicks, box=new.box(height, width))
         drawn = new.mask(height, width)
         if not drawn.any():
@@ -357,16 +362,7 @@ def _task_data(task: Any) -> Mapping[str, Any]:
 def _given_prompt(config: LabelConfig, task: Mapping[str, Any]) -> str:
     """A prompt text that an annotator left in a draft or an annotation of the task, or ""."""
     for source in ("drafts", "annotations"):
-        items = task.get(source)
-        for item in reversed(items if isinstance(items, list) else []):
-            if isinstance(item, dict) and (text := config.prompt_text(item.get("result"))):
+        for item in newest_first(task, source):
+            if text := config.prompt_text(item.get("result")):
                 return text
     return ""
-
-
-def _picture(tag: ImageTag, data: Mapping[str, Any], item_index: int | None) -> tuple[int | None, str]:
-    pictures = tag.urls(data)
-    for index, url in pictures:
-        if (index or 0) == (item_index or 0):
-            return index, url
-    raise InputError(f"the task has no image in {tag.field!r}" + (f" at index {item_index}" if item_index else ""))

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..agent.agent import SegAgent
-from ..errors import InputError, SegAgentError
+from ..errors import ConfigError, SegAgentError
 from ..hlmat.arrays import Image, Mask
-from ..labelstudio.config import Label, LabelConfig
+from ..labelstudio.config import Control, Label, LabelConfig
 from ..labelstudio.images import ImageLoader
+from ..labelstudio.newest import newest_first
 from ..labelstudio.regions import Region, read_regions, write_region
 
 __all__ = ["LEAST_GAIN", "VERSION", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
@@ -25,7 +26,6 @@ LEAST_GAIN = 0.15
 VERSION = "refine-"
 """What the model versions of refined predictions begin with."""
 _OURS = ("segagent-", VERSION, "qc-")
-_OUTLINES = ("brush", "bitmask", "magicwand", "polygon", "vector", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,12 @@ def carried(task: Any) -> list[dict[str, Any]]:
         task: As Label Studio sends it.
     """
     for name in ("annotations", "predictions"):
-        items = task.get(name) if isinstance(task, dict) else None
-        group = [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
-        valid = [
-            i for i in group
-            if isinstance(i.get("id"), int) and not i.get("was_cancelled")
-            and not str(i.get("model_version") or "").startswith(_OURS)
-        ]  # fmt: skip
-        if valid:
-            found = max(valid, key=lambda item: int(item["id"])).get("result")
+        for item in newest_first(task, name):
+            if not isinstance(item.get("id"), int) or str(item.get("model_version") or "").startswith(_OURS):
+                continue
+            found = item.get("result")
             results = [r for r in found if isinstance(r, dict)] if isinstance(found, list) else []
-            masks = any(region.shape in _OUTLINES for region in read_regions(results))
+            masks = any(region.is_mask for region in read_regions(results))
             return [{**r, "id": r.get("id") or uuid.uuid4().hex[:12]} for r in results] if masks else []
     return []
 
@@ -113,7 +108,6 @@ class TaskRefiner:
 
     def __init__(self, agent: SegAgent, images: ImageLoader, config: LabelConfig, least: float = LEAST_GAIN) -> None:
         self._agent, self._images, self._config, self._least = agent, images, config, least
-        self._ignored = {control.name for control in config.controls if control.role == "ignore"}
 
     def refine(self, task: Mapping[str, Any], deadline: float = math.inf) -> RefinedTask:
         """Refine what a task carries; one damaged region leaves the others.
@@ -126,11 +120,14 @@ class TaskRefiner:
         """
         results = carried(task)
         done = RefinedTask(results)
-        for region in read_regions(results):
-            if region.shape not in _OUTLINES or region.from_name in self._ignored or time.monotonic() >= deadline:
+        data = task.get("data")
+        data = data if isinstance(data, dict) else {}
+        config = self._config.for_task(data)
+        for region in read_regions(results, config.ignored):
+            if not region.is_mask or time.monotonic() >= deadline:
                 continue
             try:
-                new = self._region(task, region, done)
+                new = self._region(task, config, data, region, done)
             except SegAgentError as error:
                 done.failures.append(f"region {region.id[:60]}: {error}")
                 continue
@@ -140,16 +137,12 @@ class TaskRefiner:
                 done.results[place:place] = new
         return done
 
-    def _region(self, task: Mapping[str, Any], region: Region, done: RefinedTask) -> list[dict[str, Any]]:
+    def _region(
+        self, task: Mapping[str, Any], config: LabelConfig, data: Mapping[str, Any], region: Region, done: RefinedTask
+    ) -> list[dict[str, Any]]:
         """The results that replace a region; none when it stays."""
-        tag = next((t for t in self._config.images if t.name == region.to_name), None)
-        data = task.get("data")
-        if tag is None or not isinstance(data, dict):
-            raise InputError(f"it is on {region.to_name!r}, which the labelling config does not have")
-        url = next((url for index, url in tag.urls(data) if (index or 0) == (region.item_index or 0)), None)
-        if url is None:
-            raise InputError(f"the task has no image in {tag.field!r} at {region.item_index}")
-        control, label = self._config.output_for(tag.name, region.labels[0] if region.labels else None, data)
+        _, url = config.image(region.to_name).picture(data, region.item_index)
+        control, label = _output(config, region, data)
         image = self._images.load(url, task.get("id"))
         mask = region.mask(image.shape[0], image.shape[1])
         rollout = self._agent.refine(image, label.prompt(data), mask)
@@ -166,6 +159,16 @@ class TaskRefiner:
                     result["value"][kind] = list(region.labels)
         take_over(new, region.id)
         return new
+
+
+def _output(config: LabelConfig, region: Region, data: Mapping[str, Any]) -> tuple[Control, Label]:
+    """Where a region goes: the output of the first of its labels that has one."""
+    for name in region.labels:
+        try:
+            return config.output_of(region.to_name, name, data)
+        except ConfigError:
+            continue
+    return config.output_of(region.to_name, region.labels[0] if region.labels else None, data)
 
 
 def _is(result: Mapping[str, Any], region: str) -> bool:

@@ -4,136 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image as PilImage
+from studio import CONFIG, ELLIPSE, HEIGHT, OUTPUTS, RECTANGLE, WIDTH, Studio, annotation, drawn, ring, shape, task
 
 from label_studio_segagent.datasets import load_samples
-from label_studio_segagent.datasets.record import Record
 from label_studio_segagent.errors import ApiError, ConfigError
 from label_studio_segagent.hlmat.trajectory import read_trajectories
-from label_studio_segagent.labelstudio.client import LabelStudioClient
-from label_studio_segagent.labelstudio.config import LabelConfig
-from label_studio_segagent.labelstudio.images import ImageLoader
-from label_studio_segagent.labelstudio.project import ACCEPTED_WEIGHT, read_project
+from label_studio_segagent.labelstudio.project import ACCEPTED_WEIGHT
 from label_studio_segagent.labelstudio.regions import write_region
 from label_studio_segagent.training.generation import generate
 from label_studio_segagent.training.trainer import open_image
-
-HEIGHT, WIDTH = 30, 50
-
-CONFIG = """<View>
-  <Image name="image" value="$image"/>
-  <BrushLabels name="brush" toName="image">
-    <Label value="Katze" hint="the cat 🐈"/><Label value="dog" alias="hound"/>
-  </BrushLabels>
-  <PolygonLabels name="polygon" toName="image"><Label value="flag"/></PolygonLabels>
-  <BitmaskLabels name="bitmask" toName="image"><Label value="bowl"/></BitmaskLabels>
-  <RectangleLabels name="box" toName="image"><Label value="Katze"/><Label value="sign"/></RectangleLabels>
-  <EllipseLabels name="ellipse" toName="image"><Label value="Katze"/><Label value="sign"/></EllipseLabels>
-  <BrushLabels name="note" toName="image" segagent="ignore"><Label value="Katze"/></BrushLabels>
-  <KeyPointLabels name="point" toName="image"><Label value="Katze"/></KeyPointLabels>
-</View>"""
-OUTPUTS = {label.name: (control, label) for control, label in LabelConfig.parse(CONFIG).outputs("image", {})}
-
-
-def ring(column: int = 15) -> np.ndarray:
-    mask = cv2.circle(cv2.circle(np.zeros((HEIGHT, WIDTH), np.uint8), (column, 15), 9, 1, -1), (column, 15), 4, 0, -1)
-    mask[1:3, 40:45] = 1  # a second part
-    return mask.astype(bool)
-
-
-def drawn(mask: np.ndarray, label: str = "Katze") -> list[dict[str, Any]]:
-    return write_region(mask, *OUTPUTS[label], 0.9)
-
-
-def shape(kind: str, label: str, **value: Any) -> list[dict[str, Any]]:
-    name = {"rectangle": "box"}.get(kind, kind)
-    base = {"id": f"{kind}1", "type": f"{kind}labels", "from_name": name, "to_name": "image"}
-    return [{**base, "value": {f"{kind}labels": [label], **value}}]
-
-
-RECTANGLE: dict[str, Any] = {"x": 20, "y": 10, "width": 40, "height": 50, "rotation": 0}
-ELLIPSE: dict[str, Any] = {"x": 50, "y": 50, "radiusX": 20, "radiusY": 30, "rotation": 0}
-
-
-def annotation(number: int, result: Any, **fields: Any) -> dict[str, Any]:
-    return {"id": number, "result": result, "was_cancelled": False, "updated_at": "2025-11-23T05:41:09Z", **fields}
-
-
-def task(number: int, *annotations: Any, predictions: Any = (), **fields: Any) -> dict[str, Any]:
-    return {
-        "id": number, "data": {"image": "/data/upload/1/a-cat.png"}, "annotations": list(annotations),
-        "predictions": list(predictions), **fields,
-    }  # fmt: skip
-
-
-class Studio:
-    """Tasks behind /api/tasks, chosen and ordered by its query; uploads are a photograph."""
-
-    def __init__(self, web: Any) -> None:
-        self.web, self.tasks, self.queries = web, [], []
-        self.config = CONFIG
-        file = io.BytesIO()
-        picture = PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8))
-        picture.save(file, "PNG")
-        self.photo = file.getvalue()
-        web.routes.update({
-            "/api/projects/7/": lambda _: {"id": 7, "label_config": self.config},
-            "/api/tasks": self.page,
-            "/data/upload/1/a-cat.png": lambda _: self.photo,
-            "/data/upload/1/b-cat.png": lambda _: self.photo,
-        })  # fmt: skip
-
-    def page(self, request: Any) -> Any:
-        query = {name: values[0] for name, values in parse_qs(request.query).items()}
-        self.queries.append(query)
-        chosen = json.loads(query["query"])
-        values = {item["filter"].removeprefix("filter:tasks:"): item["value"] for item in chosen["filters"]["items"]}
-        assert values["total_annotations"] == 0 and chosen["ordering"] == ["tasks:id"]
-        wanted = chosen.get("selectedItems", {}).get("included")
-        found = [
-            t
-            for t in sorted(self.tasks, key=lambda t: t["id"])
-            if t["id"] > values["id"] and (wanted is None or t["id"] in wanted)
-            if any(not a.get("was_cancelled") for a in t["annotations"] if isinstance(a, dict))
-        ]
-        return {"total": len(found), "tasks": found[: int(query["page_size"])]}
-
-
-@pytest.fixture
-def studio(web: Any) -> Studio:
-    return Studio(web)
-
-
-Read = Callable[..., list[Record]]
-
-
-@pytest.fixture
-def read(studio: Studio, tmp_path: Path) -> Iterator[Read]:
-    """`read(tasks…)`: the records of these tasks; failures are kept in `read.failures`."""
-    with closing(LabelStudioClient(studio.web.url, "0" * 40)) as client:
-        loader = ImageLoader(client, tmp_path / "cache")
-
-        def run(*tasks: Any, **options: Any) -> list[Record]:
-            studio.tasks = list(tasks)
-            run.failures = []  # type: ignore[attr-defined]
-            if "failed" in options:
-                del options["failed"]
-            else:
-                options["failed"] = lambda *failure: run.failures.append(failure)  # type: ignore[attr-defined]
-            return list(read_project(client, loader, 7, tmp_path / "images", **options))
-
-        yield run
-        loader.close()
 
 
 def test_brush_masks_keep_holes_and_parts(read: Any) -> None:
@@ -200,7 +86,8 @@ def test_controls_that_are_ignored(read: Any) -> None:
     assert read(task(1, annotation(5, noted))) == [] and not read.failures
 
 
-def test_other_results_are_passed_over(read: Any) -> None:
+def test_other_results_are_passed_over(read: Any, studio: Studio) -> None:
+    studio.config = CONFIG.replace("</View>", '<Text name="text" value="$text"/></View>')
     other = [{"type": "choices", "value": {"choices": ["ok"]}, "from_name": "c", "to_name": "image"}, None, 5]
     elsewhere = [{**result, "to_name": "text"} for result in drawn(ring())]
     assert len(read(task(1, annotation(5, [*other, *elsewhere, *drawn(ring())])))) == 1 and not read.failures
@@ -347,7 +234,7 @@ def test_several_pictures_of_a_task(read: Any, studio: Studio) -> None:
     records = read(task(1, annotation(5, result), data=data))
     assert len(records) == 3 and len({record.image for record in records}) == 2
     assert records[0].image == records[1].image or records[1].image == records[2].image  # neighbours
-    assert "no image in 'images' at 2" in read.failures[0][1]
+    assert "no image in 'images' at index 2" in read.failures[0][1]
 
 
 def test_what_fails_is_reported_and_the_rest_goes_on(read: Any, studio: Studio) -> None:

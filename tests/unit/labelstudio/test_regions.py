@@ -185,6 +185,13 @@ def test_key_point(x: float, y: float, column: float, row: float) -> None:
     assert (click.x, click.y, click.positive) == (pytest.approx(column), pytest.approx(row), True)
 
 
+@pytest.mark.parametrize(("x", "y"), [(100.04, 50), (-0.0001, 50), (50, -0.6), (50, 100.5), (-0.3, 100.9)])
+def test_a_key_point_by_a_hair_beside_the_image_is_on_its_border(x: float, y: float) -> None:
+    click = keypoint(x=x, y=y).click(H, W)
+    inside = keypoint(x=min(max(x, 0), 100), y=min(max(y, 0), 100)).click(H, W)
+    assert (click.x, click.y) == (inside.x, inside.y)
+
+
 def test_key_point_in_the_real_context_of_label_studio() -> None:
     """From LABEL_STUDIO.md, section 3."""
     result = {
@@ -216,7 +223,7 @@ def test_only_false_is_negative(missing: Any) -> None:
     assert read_regions([result])[0].positive
 
 
-@pytest.mark.parametrize(("x", "y"), [(-0.1, 50), (50, 100.1), (1e5, 50), (-5, -5)])
+@pytest.mark.parametrize(("x", "y"), [(-1.1, 50), (50, 101.1), (1e5, 50), (-5, -5)])
 def test_key_point_outside_the_image(x: float, y: float) -> None:
     with pytest.raises(RegionError, match="outside the image"):
         keypoint(x=x, y=y).click(H, W)

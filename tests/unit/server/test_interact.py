@@ -285,7 +285,6 @@ def test_without_a_context_it_is_a_batch(client: FlaskClient, body: Body, check_
         ["x"],
         [{}],
         [{"type": "choices", "value": {"choices": ["a"]}, "from_name": "c", "to_name": "image"}],
-        [key_point(50, 50, to_name="another image")],
         [key_point(50, 50, type="hologramlabels")],
         [key_point(50, 50, value=None)],
     ],
@@ -307,9 +306,13 @@ NAN, INF = float("nan"), float("inf")
 WRONG_SIZE = shape("brush", {"format": "rle", "rle": encode_brush(np.ones((40, 60), bool))})
 BAD_REGIONS: dict[str, tuple[Any, str]] = {
     "unknown label": (key_point(*INSIDE, label="dragon"), "label 'dragon'"),
-    "no label": (key_point(*INSIDE, value={"x": 50, "y": 50}), "label None"),
+    "no label": (
+        key_point(*INSIDE, value={"x": 50, "y": 50}),
+        "no label: choose one before you click or draw, here 'a', 'b'",
+    ),
     "click left of the image": (key_point(-1, 50), r"(-1 %, 50 %) is outside"),
-    "click below the image": (key_point(50, 100.5), r"(50 %, 100.5 %) is outside"),
+    "click below the image": (key_point(50, 101.5), r"(50 %, 101.5 %) is outside"),
+    "another image": (key_point(50, 50, to_name="photo"), "no Image 'photo'; it has: 'image'"),
     "click far away": (key_point(1e5, 50), "(100000 %, 50 %) is outside"),
     "click NaN": (key_point(NAN, 50), "'nan', not a finite number"),
     "click infinite": (key_point(50, INF), "'inf', not a finite number"),
@@ -342,7 +345,7 @@ BAD_REGIONS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("region", "message"), BAD_REGIONS.values(), ids=BAD_REGIONS)
 def test_a_bad_region_is_a_clear_422(interact: Callable[..., Any], region: Any, message: str) -> None:
-    config = TWO if message.startswith("label ") else None
+    config = TWO if message.startswith(("label ", "no label")) else None
     response = interact([region], config=config)
     assert response.status_code == 422, response.text
     assert message in response.json["error"]
