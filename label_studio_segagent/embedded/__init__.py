@@ -1,0 +1,1 @@
+"""The embedded family: models and tables that ship with the package."""

@@ -1,0 +1,49 @@
+"""Which concepts are at, below, and above a meaning."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from .name_table import NameTable
+
+__all__ = ["Concept", "Placed", "steps_up"]
+
+Concept: TypeAlias = "int | str"
+"""A class of ImageNet (its index) or a name that masks have taught."""
+
+
+def steps_up(table: NameTable, node: int) -> dict[int, int]:
+    """The node and all above it -> number of steps, the nearest first."""
+    steps, level = {node: 0}, [node]
+    while level:
+        above = [parent for child in level for parent in table.above(child)]
+        distance = steps[level[0]] + 1
+        level = [parent for parent in dict.fromkeys(above) if parent not in steps]
+        steps.update(dict.fromkeys(level, distance))
+    return steps
+
+
+class Placed:
+    """Concepts in the hierarchy.
+
+    Args:
+        table: The hierarchy.
+        places: (concept, its node, steps that it lies below it).
+
+    Attributes:
+        at: Node -> the concepts that are just this.
+        below: Node -> concept at or below it -> number of steps.
+    """
+
+    def __init__(self, table: NameTable, places: Iterable[tuple[Concept, int, int]]) -> None:
+        at: dict[int, list[Concept]] = defaultdict(list)
+        below: dict[int, dict[Concept, int]] = defaultdict(dict)
+        for concept, node, steps in places:
+            if not steps:
+                at[node].append(concept)
+            for above, distance in steps_up(table, node).items():
+                below[above][concept] = min(steps + distance, below[above].get(concept, steps + distance))
+        self.at: Mapping[int, list[Concept]] = dict(at)
+        self.below: Mapping[int, dict[Concept, int]] = dict(below)
