@@ -1,7 +1,7 @@
 """Calls to Label Studio's API with a legacy token or a personal access token (PAT).
 
 A PAT is a JWT refresh token: it is exchanged for an access token that lives 300 seconds (LABEL_STUDIO.md, section 2).
-Tokens go to the configured origin only, and never across redirects.
+Tokens go to the configured Label Studio only (origin and, where its address has one, path), never across redirects.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Generator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from ..errors import ApiError, ConfigError
 
-__all__ = ["LabelStudioClient", "origin", "token_kind"]
+__all__ = ["LabelStudioClient", "belongs", "leaves_folder", "origin", "token_kind"]
 
 _REFRESH_AFTER = 240.0
 """Seconds after which an access token, which lives 300, is replaced."""
@@ -38,6 +38,29 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname.lower(), port
 
 
+def belongs(url: str, base_url: str) -> bool:
+    """Whether a URL is on the server at `base_url`: of the same origin and, where that has a path, below it.
+
+    Example:
+        >>> belongs("http://host/labelstudio/data/upload/1/a.png", "http://host/labelstudio")
+        True
+        >>> belongs("http://host/another/app", "http://host/labelstudio")
+        False
+
+    Raises:
+        ConfigError: One of them has no http(s) scheme or no host.
+    """
+    if origin(url) != origin(base_url):
+        return False
+    path, prefix = urlsplit(url).path, urlsplit(base_url).path.rstrip("/")
+    return not prefix or (path.startswith(f"{prefix}/") and not leaves_folder(path))
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a URL's path has `..` in it, however that is written."""
+    return ".." in unquote(path).replace("\\", "/").split("/")
+
+
 def token_kind(token: str) -> str:
     """What a Label Studio API key is: "none", "pat" (a JWT) or "legacy"."""
     if not token:
@@ -49,12 +72,13 @@ class _TokenAuth(httpx.Auth):
     """Adds the token to requests that go to Label Studio, and to no others. Safe under threads."""
 
     def __init__(self, base_url: str, token: str) -> None:
-        self._base_url, self._token, self._origin = base_url, token, origin(base_url)
+        origin(base_url)  # a wrong address is said at once
+        self._base_url, self._token = base_url, token
         self._access, self._fetched = "", 0.0
         self._lock = threading.Lock()
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if origin(str(request.url)) != self._origin or not self._token:
+        if not self._token or not belongs(str(request.url), self._base_url):
             yield request
             return
         if token_kind(self._token) == "legacy":
@@ -104,7 +128,7 @@ class LabelStudioClient:
     """A small client of Label Studio's REST API. Safe under threads.
 
     Args:
-        url: Where Label Studio is, for example `http://localhost:8080`.
+        url: Where Label Studio is, for example `http://localhost:8080` or `https://example.org/labelstudio`.
         token: Legacy token or PAT; "" for none.
         timeout: Seconds for connecting and for each read.
 

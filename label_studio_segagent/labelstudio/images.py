@@ -2,7 +2,8 @@
 
 Task data is written by annotators and importers, so it is hostile. Accepted are (LABEL_STUDIO.md, section 6):
 
-* paths that start with `/data/` or `/storage-data/`, on the configured Label Studio;
+* paths on the configured Label Studio that start with `/data/` or `/storage-data/`, or that let it resolve a file of
+  its storage (`/tasks/12/resolve/?fileuri=…`), with or without the path that its own address has;
 * http(s) URLs on the configured Label Studio or on an allow-listed host;
 * `s3://`, `gs://` and `azure-blob://` URIs, which Label Studio presigns; the host it redirects to must be allow-listed;
 * `data:image/…;base64,` URIs.
@@ -17,23 +18,27 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qs, urljoin, urlsplit
 
 import httpx
 
 from ..datasets.image_file import decode_image
 from ..errors import ApiError, ConfigError, ImageError
 from ..hlmat.arrays import Image
-from .client import LabelStudioClient, origin
+from .client import LabelStudioClient, belongs, leaves_folder, origin
 
 __all__ = ["ImageLoader"]
 
 _CLOUD = ("s3", "gs", "azure-blob")
+_FILES = ("/data/", "/storage-data/")
+_RESOLVED = re.compile(r"/(tasks|projects)/[0-9]+/(resolve|presign)/?")
+"""Where Label Studio fetches a file of a cloud storage, or redirects to it."""
 _MAX_REDIRECTS = 4
 _DOWNLOAD_SECONDS = 60.0
 _STALE_AFTER = 3600.0
@@ -128,17 +133,25 @@ class ImageLoader:
                 raise ImageError(f"{url[:200]!r} needs a task, through which Label Studio presigns it; got {task_id!r}")
             file_uri = base64.urlsafe_b64encode(url.encode()).decode()
             return f"{self._label_studio(url).url}/tasks/{task_id}/presign/?fileuri={file_uri}"
-        if not parts.scheme and not parts.netloc and url.startswith(("/data/", "/storage-data/")):
-            if ".." in unquote(parts.path).replace("\\", "/").split("/"):
+        if not parts.scheme and not parts.netloc and (path := self._own_path(url, parts)) is not None:
+            if leaves_folder(parts.path):
                 raise ImageError(f"{url[:200]!r} leaves its folder")
-            return self._label_studio(url).url + url
+            return self._label_studio(url).url + path
         if parts.scheme in ("http", "https"):
             self._check_host(url)
             return url
         raise ImageError(
-            f"{url[:200]!r} is refused: task images must be Label Studio paths (/data/…), http(s) or cloud URLs, or "
-            "data URIs, never files of this machine"
+            f"{url[:200]!r} is refused: task images must be Label Studio paths (/data/…, /tasks/1/resolve/?fileuri=…), "
+            "http(s) or cloud URLs, or data URIs, never files of this machine"
         )
+
+    def _own_path(self, url: str, parts: SplitResult) -> str | None:
+        """What follows Label Studio's own address in a path that it wrote into a task; None if it did not."""
+        prefix = "" if self._client is None else urlsplit(self._client.url).path
+        below = prefix if prefix and url.startswith(f"{prefix}/") else ""
+        rest = url[len(below) :]
+        resolved = _RESOLVED.fullmatch(rest.partition("?")[0]) and "fileuri" in parse_qs(parts.query)
+        return rest if resolved or rest.startswith(_FILES) else None
 
     def _label_studio(self, url: str) -> LabelStudioClient:
         if self._client is None:
@@ -153,7 +166,7 @@ class ImageLoader:
                 raise ImageError(f"{url[:200]!r} is refused: it has a user name in it")
         except ConfigError as error:
             raise ImageError(str(error)) from error
-        ours = self._client is not None and origin(self._client.url) == (scheme, host, port)
+        ours = self._client is not None and belongs(url, self._client.url)
         default_port = port == (443 if scheme == "https" else 80)
         if ours or f"{host}:{port}" in self._allowed or (host in self._allowed and default_port):
             return
@@ -165,7 +178,7 @@ class ImageLoader:
     def _fetch(self, address: str, shown: str) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             http = self._plain
-            if self._client is not None and origin(address) == origin(self._client.url):
+            if self._client is not None and belongs(address, self._client.url):
                 http = self._client.http
             try:
                 with http.stream("GET", address, headers={"Accept": "image/*,*/*;q=0.5"}) as response:

@@ -263,10 +263,86 @@ def test_other_paths_of_label_studio(studio: Any, make_loader: MakeLoader, path:
     assert f"{studio.asked[0].path}?{studio.asked[0].query}" == path
 
 
+RESOLVED = "/tasks/12/resolve/?fileuri=czM6Ly9idWNrZXQvYS5wbmc="
+
+
+@pytest.mark.parametrize("kind", ["tasks", "projects"])
+@pytest.mark.parametrize("verb", ["resolve", "presign"])
+@pytest.mark.parametrize("redirected", [True, False])
+def test_files_that_label_studio_resolves(
+    studio: Any, make_loader: MakeLoader, web_answer: Any, kind: str, verb: str, redirected: bool
+) -> None:
+    path = f"/{kind}/12/{verb}/"
+    studio.routes[path] = web_answer(b"", 303, {"Location": UPLOAD}) if redirected else encoded(picture())
+    assert (make_loader(studio).load(f"{path}?fileuri=czM6Ly9i") == picture()).all()
+    assert {request.token for request in studio.asked} == {f"Token {TOKEN}"}
+    assert (studio.asked[0].path, studio.asked[0].query) == (path, "fileuri=czM6Ly9i")
+
+
+@pytest.fixture
+def prefixed(web: Any, tmp_path: Path) -> Iterator[tuple[Any, ImageLoader]]:
+    """A Label Studio below a path of its host, and a loader for it."""
+    for path in (UPLOAD, "/tasks/12/resolve/"):
+        web.routes[f"/labelstudio{path}"] = encoded(picture())
+    web.routes["/other/a.png"] = web.routes["/data/upload/1/a.png"] = encoded(picture(seed=1))
+    loader = ImageLoader(LabelStudioClient(f"{web.url}/labelstudio/", TOKEN), tmp_path / "cache", max_pixels=PIXELS)
+    yield web, loader
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    "url", [f"/labelstudio{UPLOAD}", UPLOAD, f"/labelstudio{RESOLVED}", RESOLVED, f"{{url}}/labelstudio{UPLOAD}"]
+)
+def test_a_label_studio_below_a_path(prefixed: tuple[Any, ImageLoader], url: str) -> None:
+    web, loader = prefixed
+    assert (loader.load(url.format(url=web.url)) == picture()).all()
+    assert all(request.path.startswith("/labelstudio/") for request in web.asked)
+    assert [request.token for request in web.asked] == [f"Token {TOKEN}"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/other/a.png", "/labelstudio/etc/passwd", "/labelstudio", "/labelstudioX/data/upload/1/a.png",
+        "/labelstudio/data/../../other/a.png", "/labelstudio/data/%2e%2e/%2e%2e/other/a.png",
+        "/labelstudio/labelstudio/api/users/", "{url}/other/a.png", "{url}/labelstudio/../other/a.png",
+        "{url}/labelstudio/%2e%2e/other/a.png", "{url}/labelstudioX/a.png", "{url}/data/upload/1/a.png",
+        "//evil.example/labelstudio/data/a.png",
+    ],
+)  # fmt: skip
+def test_what_is_beside_that_path_is_not_label_studio(prefixed: tuple[Any, ImageLoader], url: str) -> None:
+    web, loader = prefixed
+    with pytest.raises(ImageError, match="refused|not allowed|leaves its folder"):
+        loader.load(url.format(url=web.url))
+    assert web.asked == []
+
+
+def test_the_token_does_not_follow_a_redirect_to_what_is_beside_that_path(
+    web: Any, tmp_path: Path, web_answer: Any
+) -> None:
+    web.routes[f"/labelstudio{UPLOAD}"] = web_answer(b"", 302, {"Location": "/other/a.png"})
+    web.routes["/other/a.png"] = encoded(picture())
+    client = LabelStudioClient(f"{web.url}/labelstudio", TOKEN)
+    refused = ImageLoader(client, tmp_path / "a", max_pixels=PIXELS)
+    with pytest.raises(ImageError, match="not allowed"):
+        refused.load(UPLOAD)
+    allowed = ImageLoader(client, tmp_path / "b", max_pixels=PIXELS, allowed_hosts=[f"127.0.0.1:{web.port}"])
+    assert (allowed.load(UPLOAD) == picture()).all()
+    assert web.asked[-1].path == "/other/a.png" and web.asked[-1].token is None
+    allowed.close()
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "",
+        "/tasks/12/resolve/",
+        "/tasks/12/resolve/?other=1",
+        "/tasks/12/delete/?fileuri=x",
+        "/tasks/../api/resolve/?fileuri=x",
+        "/tasks/12/../../api/users/?fileuri=x",
+        "/tasks/x/resolve/?fileuri=x",
+        "/api/tasks/12/resolve/?fileuri=x",
         "cat.png",
         "/etc/passwd",
         "/database/x.png",
@@ -454,6 +530,33 @@ def test_no_access_names_the_setting(studio: Any, make_loader: MakeLoader, web_a
     with pytest.raises(ImageError, match=f"HTTP {status}: set LABEL_STUDIO_API_KEY") as caught:
         make_loader(studio).load(UPLOAD)
     assert UPLOAD in str(caught.value) and TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "it is empty"),
+        (
+            b"<!doctype html><form action='/user/login/'>",
+            "log-in page.*LABEL_STUDIO_API_KEY",
+        ),
+        (bytes([0, 0, 0, 20]) + b"ftypheic" + bytes(60), "HEIC"),
+    ],
+)
+def test_answers_that_are_no_image_say_what_they_are(
+    studio: Any, make_loader: MakeLoader, answer: bytes, words: str
+) -> None:
+    studio.routes[UPLOAD] = answer
+    with pytest.raises(ImageError, match=f"{UPLOAD}.*not an image that can be read: .*{words}") as caught:
+        make_loader(studio).load(UPLOAD)
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_a_redirect_to_the_log_in_page_is_called_so(studio: Any, make_loader: MakeLoader, web_answer: Any) -> None:
+    studio.routes[UPLOAD] = web_answer(b"", 302, {"Location": f"/user/login/?next={UPLOAD}"})
+    studio.routes["/user/login/"] = b"<!doctype html>..."
+    with pytest.raises(ImageError, match="log-in page.*token"):
+        make_loader(studio).load(UPLOAD)
 
 
 @pytest.mark.parametrize("status", [204, 304, 404, 500, 503])
