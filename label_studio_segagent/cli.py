@@ -157,7 +157,7 @@ def _print_written(out: Path) -> None:
         ("strips/", "every rollout click by click: look here first"),
         ("masks/", "the masks as PNG"),
         ("label_studio.json", "tasks with predictions, and label_config.xml for their project"),
-        ("coco.json", "the same in COCO format"),
+        ("coco.json", "the same in COCO format, with the pictures in images/"),
         ("trajectories.jsonl", "the trajectories, for training"),
     ):
         console.print(f"  {name:20} {what}", highlight=False)

@@ -17,7 +17,8 @@ from PIL import Image as PilImage
 from .agent.agent import SegAgent
 from .agent.rollout import Rollout
 from .datasets.coco import read_coco
-from .hlmat.arrays import Image, Mask, mask_box
+from .datasets.coco_writer import CocoWriter, keep_picture
+from .hlmat.arrays import Image, Mask
 from .hlmat.trajectory import encode_mask, write_trajectories
 from .labelstudio.config import LabelConfig
 from .labelstudio.regions import write_region
@@ -46,19 +47,12 @@ class Photo:
 
 def demo_photos() -> list[Photo]:
     """The photographs that come with the package, with their hand-drawn masks."""
-    names = {a["id"]: i["file_name"] for i, a in _annotations()}
     photos: dict[str, Photo] = {}
     for sample in read_coco(DEMO_DATA / "demo.json"):
-        name = names[int(sample.id)]
+        name = Path(sample.path).name
         photo = photos.setdefault(name, Photo(DEMO_DATA / "images" / name, sample.image, {}))
         photo.masks.setdefault(sample.prompt, []).append(sample.mask)
     return list(photos.values())
-
-
-def _annotations() -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    coco = json.loads((DEMO_DATA / "demo.json").read_text("utf-8"))
-    images = {image["id"]: image for image in coco["images"]}
-    return [(images[annotation["image_id"]], annotation) for annotation in coco["annotations"]]
 
 
 def demo_config(labels: Sequence[str]) -> str:
@@ -118,7 +112,8 @@ def write_results(out: Path, found: Sequence[tuple[Photo, str, list[Rollout]]], 
     """Write strips, masks, trajectories, Label Studio tasks with predictions, and a COCO file into a folder.
 
     `sheet.png`, `strips/<photo>-<label>-<n>.png` (click by click), `masks/…png`, `trajectories.jsonl`,
-    `label_studio.json` (tasks to import, with predictions), `label_config.xml`, `coco.json`.
+    `label_studio.json` (tasks to import, with predictions), `label_config.xml`, and `coco.json` with `images/`, where
+    photographs of the same name get a number: `load_dataset` reads the folder.
 
     Args:
         out: The folder; made when missing. Files of an earlier run with the same names are replaced.
@@ -133,18 +128,11 @@ def write_results(out: Path, found: Sequence[tuple[Photo, str, list[Rollout]]], 
     outputs = {label.name: (control, label) for control, label in config.outputs("image", {})}
     regions: dict[Path, list[dict[str, Any]]] = defaultdict(list)
     scores: dict[Path, list[float]] = defaultdict(list)
-    coco: dict[str, list[dict[str, Any]]] = {
-        "images": [], "annotations": [], "categories": [{"id": i, "name": name} for i, name in enumerate(labels, 1)]
-    }  # fmt: skip
-    ids: dict[Path, int] = {}
+    coco = CocoWriter(out, labels)
+    names = _keep_photographs([photo.path for photo, _, _ in found], out)
     used: set[str] = set()
     for photo, label, rollouts in found:
-        if photo.path not in ids:
-            ids[photo.path] = len(ids) + 1
-            height, width = photo.image.shape[:2]
-            coco["images"].append(
-                {"id": ids[photo.path], "file_name": photo.path.name, "width": width, "height": height}
-            )
+        image = coco.add_image(names[photo.path], (photo.image.shape[0], photo.image.shape[1]))
         truth = match(rollouts, photo.masks[label])
         for number, rollout in enumerate(rollouts):
             stem = _unused(f"{photo.path.stem}-{_file_name(label)}-{number + 1}", used)
@@ -152,17 +140,16 @@ def write_results(out: Path, found: Sequence[tuple[Photo, str, list[Rollout]]], 
             strip = trajectory_strip(photo.image, rollout, true_iou)
             PilImage.fromarray(strip).save(out / "strips" / f"{stem}.png")
             PilImage.fromarray(rollout.mask.astype(np.uint8) * 255).save(out / "masks" / f"{stem}.png")
-            rollout.trajectory.image = photo.path.name
+            kept = out / "images" / names[photo.path]
+            rollout.trajectory.image = str(kept.resolve()) if kept.is_file() else kept.name
             regions[photo.path] += write_region(rollout.mask, *outputs[label], rollout.predicted_iou)
             scores[photo.path].append(rollout.predicted_iou)
-            coco["annotations"].append(
-                _coco_annotation(rollout, len(coco["annotations"]) + 1, ids[photo.path], labels.index(label) + 1)
-            )
+            coco.add_object(image, label, encode_mask(rollout.mask), score=round(rollout.predicted_iou, 4))
         write_trajectories(out / "trajectories.jsonl", [rollout.trajectory for rollout in rollouts])
     _write_sheet(out / "sheet.png", found)
     tasks = [
         {
-            "data": {"image": path.name},
+            "data": {"image": name},
             "predictions": [
                 {
                     "model_version": version,
@@ -171,11 +158,31 @@ def write_results(out: Path, found: Sequence[tuple[Photo, str, list[Rollout]]], 
                 }
             ],
         }
-        for path in ids
+        for path, name in names.items()
     ]
-    (out / "label_studio.json").write_text(json.dumps(tasks, ensure_ascii=False), "utf-8")
-    (out / "label_config.xml").write_text(demo_config(labels), "utf-8")
-    (out / "coco.json").write_text(json.dumps(coco, ensure_ascii=False), "utf-8")
+    (out / "label_studio.json").write_text(json.dumps(tasks, ensure_ascii=False), "utf-8", "backslashreplace")
+    (out / "label_config.xml").write_text(demo_config(labels), "utf-8", "backslashreplace")
+    coco.write("coco.json")
+
+
+def _keep_photographs(paths: Sequence[Path], out: Path) -> dict[Path, str]:
+    """Copy photographs into `images/`, each under a name that no other one has; returns the names."""
+    folder = (out / "images").resolve()
+    names = {path: path.name for path in paths if path.resolve().parent == folder}  # they are there already
+    used = {name.casefold() for name in names.values()}
+    for path in paths:
+        if path in names:
+            continue
+        number, name = 1, path.name
+        while name.casefold() in used:
+            number += 1
+            name = f"{path.stem}-{number}{path.suffix}"
+        used.add(name.casefold())
+        names[path] = name
+        if path.is_file():
+            (folder / name).unlink(missing_ok=True)  # of an earlier run
+            keep_picture(path, out, name)
+    return {path: names[path] for path in dict.fromkeys(paths)}
 
 
 def _write_sheet(path: Path, found: Sequence[tuple[Photo, str, list[Rollout]]]) -> None:
@@ -199,17 +206,3 @@ def _unused(stem: str, used: set[str]) -> str:
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in label)[:60]
-
-
-def _coco_annotation(rollout: Rollout, number: int, image: int, category: int) -> dict[str, Any]:
-    x0, y0, x1, y1 = mask_box(rollout.mask) or (0, 0, 0, 0)
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": category,
-        "segmentation": encode_mask(rollout.mask),
-        "area": int(rollout.mask.sum()),
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "iscrowd": 0,
-        "score": round(rollout.predicted_iou, 4),
-    }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle_codec
+
+from label_studio_segagent.datasets.coco_writer import CocoWriter
+from label_studio_segagent.hlmat.trajectory import encode_mask
 
 Picture = tuple[np.ndarray, Sequence[tuple[int, np.ndarray]]]
 """Pixels, BGR uint8 (H, W, 3); (category, mask uint8 (H, W)) of every object."""
@@ -27,21 +27,12 @@ def write_coco(
         partial: Numbers of the pictures in which not every object is annotated.
     """
     (root / "images").mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    writer = CocoWriter(root, categories)
     for number, (pixels, objects) in enumerate(pictures):
-        for category, mask in objects:
-            rle = rle_codec.encode(np.asfortranarray(mask))
-            rle["counts"] = rle["counts"].decode()
-            annotations.append(
-                {"id": len(annotations), "image_id": number, "category_id": category, "segmentation": rle}
-            )
         name, (height, width) = f"{number}.png", pixels.shape[:2]
         cv2.imwrite(str(root / "images" / name), pixels)
-        images.append(
-            {"id": number, "file_name": name, "width": width, "height": height, "exhaustive": number not in partial}
-        )
-    named = [{"id": number, "name": name} for number, name in enumerate(categories, 1)]
-    content = {"images": images, "annotations": annotations, "categories": named}
-    (root / "train.json").write_text(json.dumps(content))
+        image = writer.add_image(name, (height, width), exhaustive=number not in partial)
+        for category, mask in objects:
+            writer.add_object(image, categories[category - 1], encode_mask(mask.astype(bool)))
+    writer.write("train.json")
     return root

@@ -88,8 +88,10 @@ def read_segagent_json(
 def _read(path: Path, images: Path | None, label: str | None, content: Any) -> list[tuple[Record, Any]]:
     content = read_json(path) if content is None else content
     refclef = "refclef" in path.name.lower()
-    folders = image_folders([images] if images else [path.parent, path.parent.parent])
     try:
+        info = content.get("info") or {}
+        written = [Path(str(info["images"]))] if "images" in info else []  # by `write_segagent_json`
+        folders = image_folders([images] if images else [path.parent, path.parent.parent, *written])
         found = []
         for number, entry in enumerate(content["data"]):
             name, truth = entry["image_name"], entry["gt_ann"]
@@ -160,12 +162,14 @@ def write_segagent_json(path: Path, trajectories: Iterable[Trajectory], images: 
     Args:
         path: The JSON file; replaced where there is one.
         trajectories: With the true mask as `Trajectory.target`.
-        images: The folder to which image names are relative; by default only the name of the file is written.
+        images: The folder to which image names are relative, which is written, too; by default only the name of the
+            file is written.
     """
     count = 0
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write('{"info": {"generator": "label-studio-segagent"}, "data": [')
+        info = {"generator": "label-studio-segagent"} | ({} if images is None else {"images": str(images)})
+        file.write(f'{{"info": {json.dumps(info)}, "data": [')
         for trajectory in trajectories:
             clicked = [step for step in trajectory.steps if isinstance(step.action, Click) and not step.undone]
             if trajectory.box is not None or not clicked or clicked[0].mask.any():

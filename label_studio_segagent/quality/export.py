@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image as PilImage
-from pycocotools import mask as coco_mask
-
+from ..datasets.coco_writer import CocoWriter, keep_picture
+from ..datasets.image_file import picture_frame
+from ..datasets.mask_folder import MaskFolderWriter
 from ..datasets.record import Record
 from ..errors import InputError
 from ..hlmat.arrays import mask_box
@@ -101,7 +99,7 @@ def export(
         verdicts: On every region.
         out: Folder; made when missing, files in it are replaced.
         kind: "coco" (`coco.json` with `images/`), "labelstudio" (`tasks.json`, to be imported into a project) or
-            "masks" (`images/` and `masks/`, one PNG an object, by label).
+            "masks" (`images/` and `masks/`, one PNG an object, by label). `load_dataset` reads the first and the last.
         empty: See `rightly_empty`: pictures that are in the data set, with nothing in them.
         tasks: As Label Studio has them, for "labelstudio": annotations that have changed since are left out.
 
@@ -150,37 +148,21 @@ def _updated(annotation: Mapping[str, Any]) -> str:
     return str(annotation.get("updated_at") or "")
 
 
-def _picture(task: int, image: Path, out: Path) -> str:
-    """Copy a picture of a task into the data set; returns its name there."""
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    name = f"{task}-{image.stem[:8]}{image.suffix}"
-    if not (out / "images" / name).exists():
-        shutil.copyfile(image, out / "images" / name)
-    return name
+def _name(task: int, image: Path) -> str:
+    """What a picture of a task is called in the data set."""
+    return f"{task}-{image.stem[:8]}{image.suffix}"
 
 
 def _coco(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path) -> None:
-    names = sorted({v.record.prompt for v in kept})
-    images: dict[str, dict[str, Any]] = {}
-    annotations = []
-
-    def put(task: int, picture: Path, height: int, width: int) -> int:
-        name = _picture(task, picture, out)
-        image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
-        return int(images.setdefault(name, image)["id"])
-
-    for number, v in enumerate(kept, 1):
-        x, y, w, h = (float(n) for n in coco_mask.toBbox(v.record.mask))
-        annotations.append({
-            "id": number, "image_id": put(v.record.meta["task"], v.record.image, *v.record.mask["size"]),
-            "category_id": names.index(v.record.prompt) + 1, "segmentation": v.record.mask,
-            "area": int(coco_mask.area(v.record.mask)), "bbox": [x, y, w, h], "iscrowd": 0, "score": v.score,
-        })  # fmt: skip
+    writer = CocoWriter(out, sorted({v.record.prompt for v in kept}))
+    for v in kept:
+        size, picture = v.record.mask["size"], v.record.image
+        image = writer.add_image(_name(v.record.meta["task"], picture), (size[0], size[1]), picture)
+        writer.add_object(image, v.record.prompt, v.record.mask, score=v.score)
     for finding in empty:
-        put(finding.task, Path(finding.image), *finding.size)
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
-    content = {"images": list(images.values()), "annotations": annotations, "categories": categories}
-    (out / "coco.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
+        picture = Path(finding.image)
+        writer.add_image(_name(finding.task, picture), (finding.size[0], finding.size[1]), picture)
+    writer.write("coco.json")
 
 
 def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Path) -> None:
@@ -190,42 +172,25 @@ def write_consensus(agreed: Mapping[tuple[int, str], Sequence[Agreed]], out: Pat
         agreed: By (task, image file).
         out: Folder; made when missing.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    names = sorted({one.label for group in agreed.values() for one in group})
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    writer = CocoWriter(out, sorted({one.label for group in agreed.values() for one in group}))
     for (task, path), group in agreed.items():
-        name = _picture(task, Path(path), out)
+        height, width, _ = picture_frame(Path(path))
+        image = writer.add_image(_name(task, Path(path)), (height, width), Path(path), task=task)
         for one in group:
-            rle = encode_mask(one.mask)
-            box = [float(n) for n in coco_mask.toBbox(rle)]
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": len(images) + 1, "category_id": names.index(one.label) + 1,
-                "segmentation": rle, "area": int(coco_mask.area(rle)), "bbox": box,
-                "iscrowd": 0, "votes": one.votes, "of": one.of,
-            })  # fmt: skip
-        with PilImage.open(path) as picture:
-            width, height = picture.size
-        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height, "task": task})
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (out / "consensus.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8", "backslashreplace")
+            writer.add_object(image, one.label, encode_mask(one.mask), votes=one.votes, of=one.of)
+    writer.write("consensus.json")
 
 
 def _masks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path) -> None:
     for finding in empty:
-        _picture(finding.task, Path(finding.image), out)
-    counts: dict[tuple[str, str], int] = {}
+        keep_picture(Path(finding.image), out, _name(finding.task, Path(finding.image)))
+    writer = MaskFolderWriter(out)
     for v in kept:
-        name, mask = _picture(v.record.meta["task"], v.record.image, out), decode_mask(v.record.mask)
-        if mask_box(mask) is None:
-            continue
-        label = "".join(c if c.isalnum() or c in " -_" else "_" for c in v.record.prompt)
-        label = label[:50].strip() or "object"  # an expression may be longer than file systems allow, in bytes
-        folder = out / "masks" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        number = counts[name, label] = counts.get((name, label), 0) + 1
-        PilImage.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{Path(name).stem}-{number}.png")
+        name, mask = _name(v.record.meta["task"], v.record.image), decode_mask(v.record.mask)
+        keep_picture(v.record.image, out, name)
+        if mask_box(mask) is not None:
+            writer.add(name, v.record.prompt, mask)
+    writer.write()
 
 
 def _tasks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from label_studio_segagent import __version__
 from label_studio_segagent.cli import app
+from label_studio_segagent.datasets import load_dataset, load_samples
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample
 
@@ -164,6 +165,15 @@ def test_files_of_the_same_name_do_not_overwrite_each_other(photo: Path, tmp_pat
     assert names == ["one-a_b-1-2.png", "one-a_b-1-3.png", "one-a_b-1-4.png", "one-a_b-1.png"]
     masks = [np.asarray(PilImage.open(tmp_path / "out" / "masks" / name)) > 127 for name in names]
     assert sorted(int(iou(mask, scene.mask) > 0.9) for mask in masks) == [0, 0, 1, 1]
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == ["one.png", "one-2.png"]
+    found = [(sample.prompt, Path(sample.path).name, sample) for sample in load_samples(load_dataset(tmp_path / "out"))]
+    assert [(prompt, name) for prompt, name, _ in found] == [
+        ("a b", "one.png"), ("a_b", "one.png"), ("a b", "one-2.png"), ("a_b", "one-2.png"),
+    ]  # fmt: skip
+    pixels = {"one.png": scene.image, "one-2.png": scene.image[:, ::-1]}
+    assert all((sample.image == pixels[name]).all() for _, name, sample in found)
+    assert [iou(sample.mask, scene.mask) > 0.9 for _, _, sample in found] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("option", ["--policy", "--segmenter"])

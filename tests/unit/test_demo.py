@@ -14,10 +14,12 @@ from pycocotools.coco import COCO
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
 from label_studio_segagent.agent.rollout import Rollout
+from label_studio_segagent.datasets import load_dataset, load_samples
 from label_studio_segagent.demo import Photo, demo_config, demo_photos, match, run_demo
 from label_studio_segagent.hlmat.trajectory import Sample, Trajectory, read_trajectories
 from label_studio_segagent.labelstudio.config import LabelConfig
 from label_studio_segagent.labelstudio.regions import read_regions
+from label_studio_segagent.training.trainer import open_image
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,33 @@ def test_label_studio_regions_are_the_masks(done: Any, photos: list[Photo], agen
 def test_trajectories_end_with_the_masks(done: Any, photos: list[Photo]) -> None:
     trajectories = list(read_trajectories(done[0] / "trajectories.jsonl"))
     assert len(trajectories) == len(masks_on_disk(done[0]))
-    assert {trajectory.image for trajectory in trajectories} <= {photo.path.name for photo in photos}
+    assert {Path(trajectory.image).name for trajectory in trajectories} <= {photo.path.name for photo in photos}
+
+
+def test_what_is_written_is_read_again(done: Any, photos: list[Photo]) -> None:
+    records = load_dataset(done[0])
+    samples = list(load_samples(records))
+    assert {record.image for record in records} <= {done[0] / "images" / photo.path.name for photo in photos}
+    masks = list(masks_on_disk(done[0]).values())
+    assert len(samples) == len(masks) and all(any(np.array_equal(s.mask, m) for m in masks) for s in samples)
+    images = {photo.path.name: photo.image for photo in photos}
+    for sample in samples:
+        assert np.array_equal(sample.image, images[Path(sample.path).name])
+        assert sample.prompt in next(p.masks for p in photos if p.path.name == Path(sample.path).name)
+    for trajectory in read_trajectories(done[0] / "trajectories.jsonl"):
+        assert open_image(trajectory).shape[:2] == trajectory.steps[-1].mask.shape
+
+
+def test_photographs_that_are_in_the_folder_already_stay_there(agent: SegAgent, drawing: Photo, tmp_path: Path) -> None:
+    paths = [tmp_path / "other" / "a.png", tmp_path / "images" / "a.png", tmp_path / "A.PNG"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        PilImage.fromarray(np.roll(drawing.image, number, 1)).save(path)
+    run_demo(agent, [Photo(path, np.array(PilImage.open(path)), {"ellipse": []}) for path in paths], tmp_path)
+    names = [task["data"]["image"] for task in json.loads((tmp_path / "label_studio.json").read_text())]
+    assert names == ["a-2.png", "a.png", "A-3.PNG"]
+    for path, name in zip(paths, names, strict=True):
+        assert np.array_equal(np.array(PilImage.open(path)), np.array(PilImage.open(tmp_path / "images" / name)))
 
 
 def test_a_second_run_replaces_the_first(agent: SegAgent, drawing: Photo, tmp_path: Path) -> None:

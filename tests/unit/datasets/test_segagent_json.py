@@ -125,6 +125,16 @@ def test_written_and_read_again(tmp_path: Path, images: Path) -> None:
             assert (a.action, a.text, a.true_iou) == (b.action, b.text, b.true_iou) and np.array_equal(a.mask, b.mask)
 
 
+def test_what_was_written_elsewhere_finds_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "train2014").mkdir()
+    (tmp_path / "train2014" / "COCO_train2014_000000581857.jpg").write_bytes(b"")
+    before = list(read_segagent_json(save(tmp_path, entry())))
+    out = tmp_path / "runs" / "deep" / "mine.json"
+    out.parent.mkdir(parents=True)
+    write_segagent_json(out, before, tmp_path / "train2014")
+    assert [trajectory.image for trajectory in read_segagent_json(out)] == [one.image for one in before]
+
+
 def test_undone_clicks_are_not_written(tmp_path: Path) -> None:
     empty = np.zeros_like(TARGET)
     steps = [

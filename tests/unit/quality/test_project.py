@@ -11,9 +11,10 @@ import pytest
 from PIL import Image as PilImage
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
+from label_studio_segagent.datasets import load_dataset, load_samples
 from label_studio_segagent.datasets.record import Record
 from label_studio_segagent.errors import InputError
-from label_studio_segagent.hlmat.trajectory import Sample, encode_mask
+from label_studio_segagent.hlmat.trajectory import Sample, decode_mask, encode_mask
 from label_studio_segagent.quality.calibration import Calibration
 from label_studio_segagent.quality.export import export, judge, rightly_empty
 from label_studio_segagent.quality.issues import Thresholds
@@ -174,6 +175,30 @@ def test_odd_texts_end_nothing(agent: SegAgent, picture: Path, scene: Sample, tm
         write_report(verdicts, tmp_path / kind / "report.html", "\ud83d", least)
     folders = [path.name for path in (tmp_path / "masks" / "masks").iterdir()]
     assert len(folders) == 4 and all(len(name.encode()) < 256 for name in folders)
+
+
+@pytest.mark.parametrize("kind", ["coco", "masks"])
+def test_what_is_exported_is_read_again(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path, kind: str
+) -> None:
+    labels = ["cat", "cat", "red/green", "red_green", "Red_green", "half \ud83d", "\u732b" * 200, "../up", "..", "7-1"]
+    rows = [
+        replace(record(picture, np.roll(scene.mask, number, 1), number, region=f"r{number}"), prompt=label)
+        for number, label in enumerate(labels)
+    ]
+    annotated = list(group_records(rows))
+    found, _ = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))
+    out = tmp_path / "out"
+    assert export(judge(annotated, found, 0.0), out, kind) == (len(labels), 0)
+    samples = list(load_samples(load_dataset(out)))
+    assert sorted(sample.prompt for sample in samples) == sorted(labels)
+    for sample in samples:
+        masks = [decode_mask(row.mask) for row in rows if row.prompt == sample.prompt]
+        assert any(np.array_equal(sample.mask, mask) for mask in masks)
+        assert np.array_equal(sample.image, scene.image)
+    # What is rejected later does not stay behind.
+    assert export(judge(annotated[:1], found, 0.0), out, kind) == (1, 0)
+    assert [sample.prompt for sample in load_samples(load_dataset(out))] == ["cat"]
 
 
 def test_what_was_edited_after_the_check_is_not_exported_with_its_old_score(

@@ -209,7 +209,7 @@ def test_polygons_and_odd_rows_are_learned_from_as_scenes(
     before, scenes = read_scenes([data]), read_scenes([tmp_path])
     assert [scene.path.name for scene in scenes] == [scene.path.name for scene in before]
     lost = content["annotations"][0]["image_id"]
-    for number, (scene, other) in enumerate(zip(scenes, before, strict=True)):
+    for number, (scene, other) in enumerate(zip(scenes, before, strict=True), 1):
         assert scene.size == other.size == scene.image().shape[:2]
         assert all(instance.mask()[10:40, 10:40].all() for instance in scene.instances)
         # What an image lacks is not known where one of its objects could not be read.
