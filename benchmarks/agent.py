@@ -18,13 +18,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from pycocotools import mask as rle_codec
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
+from label_studio_segagent.datasets import load_dataset
+from label_studio_segagent.datasets.image_file import read_image
+from label_studio_segagent.datasets.record import by_picture, mask_rle
 from label_studio_segagent.hlmat.metrics import iou
+from label_studio_segagent.hlmat.trajectory import decode_mask
 from label_studio_segagent.policies import Observation, Policy
 from label_studio_segagent.training.evaluation import match_masks
 from label_studio_segagent.training.mask_corruption import corrupt_mask
@@ -41,22 +44,14 @@ def make_agent(name: str) -> SegAgent:
 
 def read_val(root: Path, limit: int, seed: int = 0) -> list[tuple[Path, list[tuple[str, Any]]]]:
     """(image path, [(label, mask), …]) of the val set, largest object first; a fixed random subset with `limit`."""
-    data = json.loads((root / "val.json").read_text())
-    names = {c["id"]: c["name"] for c in data["categories"]}
     items = []
-    for image in data["images"]:
-        rles = [a for a in data["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
-        objects = [(names[a["category_id"]], rle_codec.decode(a["segmentation"]).astype(bool)) for a in rles]
-        if objects:
-            objects.sort(key=lambda o: -np.count_nonzero(o[1]))
-            items.append((root / "images" / image["file_name"], objects))
+    for records in by_picture(load_dataset(root, split="val")):
+        objects = [(record.prompt, decode_mask(mask_rle(record.mask, record.size or (0, 0)))) for record in records]
+        objects.sort(key=lambda o: -np.count_nonzero(o[1]))
+        items.append((records[0].image, objects))
     if limit and limit < len(items):
         items = [items[i] for i in sorted(np.random.default_rng(seed).choice(len(items), limit, replace=False))]
     return items
-
-
-def read_image(path: Path) -> Any:
-    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
 def measure_masks(agent: SegAgent, root: Path, limit: int) -> dict[str, Any]:

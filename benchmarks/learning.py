@@ -18,17 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import httpx
 import numpy as np
 import torch
-from pycocotools import mask as rle_codec
 from rich.console import Console
 from rich.table import Table
 
 from label_studio_segagent.agent.agent import SegAgent
+from label_studio_segagent.datasets import load_dataset
+from label_studio_segagent.datasets.coco import read_coco_file
+from label_studio_segagent.datasets.image_file import read_image
+from label_studio_segagent.datasets.record import mask_rle
 from label_studio_segagent.hlmat.arrays import Image
-from label_studio_segagent.hlmat.trajectory import encode_mask
 from label_studio_segagent.labelstudio.config import LabelConfig
 from label_studio_segagent.labelstudio.local import LocalLabelStudio, find_label_studio
 from label_studio_segagent.labelstudio.regions import write_region
@@ -47,22 +48,16 @@ _PAUSE = 0.2
 
 def read(path: str) -> Image:
     """RGB uint8 (H, W, 3)."""
-    return np.asarray(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), np.uint8)
+    return read_image(Path(path))
 
 
 def load(root: Path, split: str, label: str, limit: int = 0) -> list[LabelledImage]:
     """All images of a COCO-format file as one label."""
-    data = json.loads((root / f"{split}.json").read_text())
-    masks: dict[Any, list[Any]] = {}
-    for annotation in data["annotations"]:
-        if not annotation.get("iscrowd"):
-            mask = rle_codec.decode(annotation["segmentation"]).astype(bool)
-            masks.setdefault(annotation["image_id"], []).append(encode_mask(mask))
-    images = data["images"][: limit or None]
-    return [
-        LabelledImage(str(root / "images" / i["file_name"]), label, tuple(masks.get(i["id"], ())), str(i["id"]))
-        for i in images
-    ]
+    found = []
+    for image in read_coco_file(root / f"{split}.json").images[: limit or None]:
+        masks = tuple(mask_rle(record.mask, image.size or (0, 0)) for record in image.objects)
+        found.append(LabelledImage(str(image.path), label, masks, str(image.row["id"])))
+    return found
 
 
 class Clock:
@@ -221,14 +216,9 @@ def forgetting(folder: Path, coco: Path, limit: int) -> dict[str, float]:
     project = store.projects()[-1]
     version = store.versions(project)[-1]
     tuned: SegAgent = build_agent(settings, store.policy_of(project, version), base.segmenter, base.cache)
-    data = json.loads((coco / "val.json").read_text())
-    names = {c["id"]: c["name"] for c in data["categories"]}
-    files = {i["id"]: str(coco / "images" / i["file_name"]) for i in data["images"]}
     items: dict[tuple[str, str], list[Any]] = {}
-    for a in data["annotations"]:
-        if not a.get("iscrowd"):
-            key = (files[a["image_id"]], names[a["category_id"]])
-            items.setdefault(key, []).append(encode_mask(rle_codec.decode(a["segmentation"]).astype(bool)))
+    for record in load_dataset(coco, split="val"):
+        items.setdefault((str(record.image), record.prompt), []).append(mask_rle(record.mask, record.size or (0, 0)))
     images = [LabelledImage(path, name, tuple(masks)) for (path, name), masks in items.items()][:limit]
     return {"shipped": measure(base, images, read).matched, "tuned": measure(tuned, images, read).matched}
 

@@ -145,7 +145,7 @@ def main() -> None:
         "set", "masks", "Pearson", "MAE", "rating alone", "AUROC < 0.7", "cleanlab's", "refined", "good made worse", "s"
     )
     for name in ("coco", "pennfudan"):
-        scenes = [s for s in read_scenes([arguments.data / name], "val.json") if s.instances]
+        scenes = [s for s in read_scenes([arguments.data / name], "val") if s.instances]
         chosen = rng.permutation(len(scenes))[: arguments.limit or None]
         found = corrupted(agent, [scenes[int(i)] for i in chosen], rng, rank)
         expected, ious, pairs = shipped()(found.evidence), np.array(found.true), np.array(found.refined)

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image as PilImage
@@ -20,6 +19,9 @@ from pycocotools import mask as rle_codec
 from rich.console import Console
 from rich.table import Table
 
+from label_studio_segagent.datasets import load_dataset
+from label_studio_segagent.datasets.image_file import read_image
+from label_studio_segagent.datasets.record import mask_rle
 from label_studio_segagent.demo import demo_photos
 from label_studio_segagent.hlmat.actions import Click
 from label_studio_segagent.hlmat.annotator import SimulatedAnnotator
@@ -33,14 +35,12 @@ CURVE = (1, 3, 5)
 
 def load_objects(root: Path, least: float, limit: int, seed: int = 0) -> list[tuple[Path, Any]]:
     """(image path, RLE) of every object of at least `least` of its image; a fixed random subset with `limit`."""
-    data = json.loads((root / "val.json").read_text())
-    images = {image["id"]: image for image in data["images"]}
     objects = []
-    for annotation in data["annotations"]:
-        image = images[annotation["image_id"]]
-        rle = annotation["segmentation"]
-        if not annotation.get("iscrowd") and rle_codec.area(rle) >= least * image["width"] * image["height"]:
-            objects.append((root / "images" / image["file_name"], rle))
+    for record in load_dataset(root, split="val"):
+        assert record.size is not None
+        rle = mask_rle(record.mask, record.size)
+        if rle_codec.area(rle) >= least * record.size[0] * record.size[1]:
+            objects.append((record.image, rle))
     if limit and limit < len(objects):
         chosen = sorted(np.random.default_rng(seed).choice(len(objects), limit, replace=False))
         objects = [objects[i] for i in chosen]
@@ -74,7 +74,7 @@ def measure(segmenter: Segmenter, objects: list[tuple[Path, Any]], jitter: float
     runs, encode, path, state = [], [], None, None
     for image_path, rle in objects:
         if path != image_path:
-            image = cv2.cvtColor(cv2.imread(str(image_path)), cv2.COLOR_BGR2RGB)
+            image = read_image(image_path)
             start = time.perf_counter()
             state, path = segmenter.set_image(image), image_path
             encode.append(time.perf_counter() - start)

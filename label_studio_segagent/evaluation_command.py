@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
-from .opening import DATA_HELP, opened
+from .opening import DATA_HELP, ExifOption, opened
 from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Part of the data: train, val, testA, testB, test, …")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
     label: Annotated[str | None, typer.Option(help="What objects are called that have no label of their own.")] = None,
+    exif: ExifOption = None,
     refine_from: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +74,7 @@ def evaluate(
     """
     failures: list[tuple[str, str]] = []
     try:
-        with opened(data, out / "images", split, images, label, failures) as records:
+        with opened(data, out / "images", split, images, label, failures, exif) as records:
             models = {"policy": policy, "segmenter": segmenter, "candidates": candidates, "max_clicks": max_clicks}
             done = _run(records, out, models, (refine_from, blind, noc, seed), jobs, limit)
         done.failures[:0] = failures

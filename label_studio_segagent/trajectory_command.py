@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
-from .opening import DATA_HELP, opened
+from .opening import DATA_HELP, ExifOption, opened
 from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def trajectories(
     split: Annotated[str | None, typer.Option(help="Part of the data: train, val, testA, testB, test, …")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
     label: Annotated[str | None, typer.Option(help="What objects are called that have no label of their own.")] = None,
+    exif: ExifOption = None,
     tau_stop: Annotated[float, typer.Option(help="A trajectory ends at this IoU.")] = 0.98,
     tau_diff: Annotated[float, typer.Option(help="... and at a click that does not raise the IoU by more.")] = 0.0,
     max_clicks: Annotated[int, typer.Option(help="... and after so many clicks (T).", min=0)] = 7,
@@ -85,9 +86,12 @@ def trajectories(
             failures = _take_over(Path(data), out, images, label)
         else:
             tool = segmenter or load_settings().segmenter
-            with opened(data, out.with_suffix(".images"), split, images, label, failures) as records:
+            pictures_of = out.with_suffix(".images")
+            with opened(data, pictures_of, split, images, label, failures, exif) as records:
                 made = _make(_first(records, limit), tool, out, rules, jobs)
             failures += made.failures
+            if not made.objects and not failures:
+                raise InputError(f"{data} has no objects")
         found = summarise(out, pictures)
         drawn = draw_trajectories(found.examples, out.with_suffix(".png"))
         _write_statistics(out.with_suffix(".stats.json"), data, rules, found, made, failures)

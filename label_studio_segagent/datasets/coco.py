@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +14,7 @@ from ..hlmat.trajectory import Sample
 from .finding import PictureFinder
 from .image_file import Exif
 from .record import Record, load_samples, read_json
+from .rows import CocoRows, coco_size
 
 __all__ = ["CocoFile", "CocoImage", "coco_records", "read_coco", "read_coco_file"]
 
@@ -159,8 +160,8 @@ class _Reader:
         self._path, self._finder, self._label = path, finder, label
         self._meta: dict[str, Any] = {} if exif is None else {"exif": exif}
         categories = content.get("categories")
-        self._categories = _Rows(categories if isinstance(categories, list) else [], "category", "name")
-        self._images = _Rows(content["images"], "image", "file_name")
+        self._categories = CocoRows(categories if isinstance(categories, list) else [], "category", "name")
+        self._images = CocoRows(content["images"], "image", "file_name")
         self._annotations = content["annotations"]
         self._seen: set[str] = set()
 
@@ -210,7 +211,7 @@ class _Reader:
 
     def _image(self, row: dict[str, Any], objects: list[Record]) -> CocoImage:
         name = row.get("file_name") or row.get("coco_url")  # LVIS has addresses only
-        size = _size(row)
+        size = coco_size(row)
         path = self._finder.find(name) if isinstance(name, str) else None
         problem = ""
         if not isinstance(name, str):
@@ -221,51 +222,6 @@ class _Reader:
         path = path or self._path
         records = [replace(r, image=path, size=size, problem=r.problem or problem) for r in objects]
         return CocoImage(path, size, row, tuple(records), problem)
-
-
-class _Rows:
-    """Rows of a COCO file by their ids.
-
-    Args:
-        rows: The list in the file.
-        what: One of them, for messages.
-        named: The key of what tells two of them apart.
-    """
-
-    def __init__(self, rows: Iterable[Any], what: str, named: str) -> None:
-        self.rows = [row for row in rows if isinstance(row, dict)]
-        self._what, self._named = what, named
-        self._exact: dict[Any, list[dict[str, Any]]] = {}
-        self._text: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            number = row.get("id")
-            if isinstance(number, (str, int, float)):
-                self._exact.setdefault(number, []).append(row)
-                self._text.setdefault(_as_text(number), []).append(row)
-
-    def get(self, number: Any) -> dict[str, Any]:
-        """The row with an id.
-
-        Raises:
-            InputError: There is none, or several that differ.
-        """
-        found = []
-        if isinstance(number, (str, int, float)):
-            found = self._exact.get(number) or self._text.get(_as_text(number)) or []
-        if not found:
-            raise InputError(f"the file has no {self._what} {number!r}{self._known()}")
-        names = {str(row.get(self._named)) for row in found}
-        if len(names) > 1:
-            raise InputError(f"the file has several of {self._what} {number!r}: {', '.join(sorted(names))[:80]}")
-        return found[0]
-
-    def _known(self) -> str:
-        known = ", ".join(f"{row.get('id')!r}" for row in self.rows[:8])
-        return f"; it has {known}" + (", …" if len(self.rows) > 8 else "") if known else f" (it has no {self._what})"
-
-
-def _as_text(number: Any) -> str:
-    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number).strip()
 
 
 def _is_crowd(value: Any) -> bool:
@@ -280,15 +236,6 @@ def _is_crowd(value: Any) -> bool:
     if text in _YES:
         return True
     raise InputError(f"its iscrowd is {str(value)[:40]!r}, neither 0 nor 1")
-
-
-def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of an image where its row says both."""
-    try:
-        height, width = (int(float(row[side])) for side in ("height", "width"))
-    except (KeyError, OverflowError, TypeError, ValueError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
 
 
 def _kept_apart(images: list[CocoImage]) -> Iterator[CocoImage]:

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image as PilImage
 from PIL import ImageOps, UnidentifiedImageError
 
-from ..errors import ImageError, InputError
+from ..errors import ConfigError, ImageError, InputError
 from ..hlmat.arrays import Image
 
-__all__ = ["Exif", "decode_image", "picture_frame", "read_image", "turned_hint"]
+__all__ = ["Exif", "as_exif", "decode_image", "picture_frame", "read_image", "turned_hint"]
 
 Exif = Literal["applied", "ignored"]
 """Whether masks were drawn on a photograph as it is shown, turned by its EXIF tag, or as its pixels are stored."""
@@ -35,6 +35,18 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _AVIF_BRANDS = (b"avif", b"avis")
 _DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, SyntaxError, EOFError, TypeError, struct.error)
 """What Pillow raises for damaged files, by experience."""
+
+
+def as_exif(text: str | None) -> Exif | None:
+    """The `Exif` that a person named, or None for none.
+
+    Raises:
+        ConfigError: There is no such one.
+    """
+    chosen: dict[str | None, Exif | None] = {None: None, "applied": "applied", "ignored": "ignored"}
+    if text not in chosen:
+        raise ConfigError(f"--exif is {text!r}; it must be applied or ignored")
+    return chosen[text]
 
 
 def decode_image(data: bytes, max_pixels: int | None = None, exif: Exif = "applied") -> Image:

@@ -13,7 +13,7 @@ from .record import Record, read_json
 from .refcoco import refcoco_records
 from .segagent_json import segagent_records
 
-__all__ = ["json_file", "load_dataset"]
+__all__ = ["coco_file", "load_dataset"]
 
 _KNOWN = (
     "a COCO file (or a folder with <split>.json and images/, with annotations/instances_<split>.json, or with "
@@ -22,6 +22,7 @@ _KNOWN = (
 )
 _ROBOFLOW = "_annotations.coco.json"
 """Beside the pictures of each split, in a folder of its name."""
+_SPLITS = ("train", "val", "test")
 _OURS = "coco.json"
 """What our commands write, beside files of other kinds."""
 
@@ -66,7 +67,7 @@ def _records(path: Path, split: str | None, images: Path | None, label: str | No
     inner = path / split if split is not None and (path / split / "masks").is_dir() else path
     if (inner / "masks").is_dir():
         return mask_folder_records(inner, images, label)
-    return _file(json_file(path, split), None, images, label)
+    return _file(_json_file(path, split), None, images, label)
 
 
 def _file(path: Path, split: str | None, images: Path | None, label: str | None) -> list[Record]:
@@ -84,14 +85,33 @@ def _file(path: Path, split: str | None, images: Path | None, label: str | None)
     raise ConfigError(f"{path} has neither 'annotations', as COCO files have, nor 'data', as the SegAgent data has")
 
 
-def json_file(folder: Path, split: str | None = None) -> Path:
-    """The JSON file of a split of a data set, or the only one of its folder.
+def coco_file(path: Path, split: str) -> Path:
+    """The COCO file of a split of a data set; the only one of its folder, too, unless it is called as another split.
+
+    Args:
+        path: The folder, or the file itself.
+        split: "train", "val", …
 
     Raises:
-        ConfigError: There is none, or several and no split.
+        ConfigError: There is none, or several and none of that split.
     """
+    if path.is_file():
+        return path
+    files = _json_files(path)
+    if not files:
+        raise ConfigError(f"{path} holds no {split}.json; it needs {split}.json in COCO format and images/ beside it")
+    alone = len(files) == 1 and not _split(files[0]).lower().startswith(_SPLITS)
+    return files[0] if alone else _json_file(path, split)
+
+
+def _json_files(folder: Path) -> list[Path]:
     patterns = ("*.json", "annotations/instances_*.json", f"*/{_ROBOFLOW}")
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+
+
+def _json_file(folder: Path, split: str | None = None) -> Path:
+    """The JSON file of a split of a data set, or the only one of its folder."""
+    files = _json_files(folder)
     names = {_split(path): path for path in files}
     if not files:
         raise ConfigError(f"{folder} is no data set that is known; a data set is {_KNOWN}")

@@ -10,9 +10,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from .plain_pickle import read_plain_pickle
 from .record import Record, read_json
+from .rows import CocoRows, coco_size
 
 __all__ = ["find_image", "image_folders", "refcoco_image_name", "refcoco_records"]
 
@@ -44,17 +45,16 @@ def refcoco_records(path: Path, images: Path | None = None, split: str | None = 
         splits = sorted({ref["split"] for ref in refs})
         if split is not None and split not in splits:
             raise ConfigError(f"{file} has no split {split!r}; it has {', '.join(splits)}")
-        annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
-        pictures = {image["id"]: image for image in instances["images"]}
+        annotations = CocoRows(instances["annotations"], "annotation", "segmentation")
+        pictures = CocoRows(instances["images"], "image", "file_name")
         chosen = [ref for ref in refs if split in (None, ref["split"])]
         order = {number: place for place, number in enumerate(dict.fromkeys(ref["image_id"] for ref in chosen))}
         chosen.sort(key=lambda ref: order[ref["image_id"]])
         folders = image_folders([images] if images else [file.parent, file.parent.parent])
-        return [
-            record
-            for ref in chosen
-            for record in _records(ref, annotations.get(ref["ann_id"]), pictures[ref["image_id"]], folders)
-        ]
+        records = [record for ref in chosen for record in _records(ref, annotations, pictures, folders)]
+        if records and all(record.problem for record in records):
+            raise ValueError(records[0].problem)
+        return records
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{file} and its instances.json are not of the RefCOCO family: {type(error).__name__}: {error}"
@@ -86,16 +86,19 @@ def _is_ref(ref: Any) -> bool:
     )
 
 
-def _records(
-    ref: dict[str, Any], annotation: dict[str, Any] | None, picture: dict[str, Any], folders: Sequence[Path]
-) -> list[Record]:
-    image = find_image(folders, str(picture["file_name"]), picture["id"])
-    size = (int(picture["height"]), int(picture["width"]))
-    mask = None if annotation is None else annotation["segmentation"]
+def _records(ref: dict[str, Any], annotations: CocoRows, pictures: CocoRows, folders: Sequence[Path]) -> list[Record]:
+    image, size, mask, problem = folders[0], None, None, ""
+    try:
+        picture = pictures.get(ref["image_id"])
+        image = find_image(folders, str(picture.get("file_name")), picture["id"])
+        size, mask = coco_size(picture), annotations.get(ref["ann_id"]).get("segmentation")
+    except InputError as error:
+        problem = f"cannot be used: {error}"
     return [
         Record(
             image, sentence["sent"], mask, f"{ref['ref_id']}/{sentence['sent_id']}", size,
             {"split": ref["split"], "expression": True},
+            f"object {ref['ref_id']}/{sentence['sent_id']} {problem}" if problem else "",
         )
         for sentence in ref["sentences"]
     ]  # fmt: skip

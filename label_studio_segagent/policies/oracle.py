@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from typing_extensions import override
 
-from ..datasets.coco import read_coco
+from ..datasets.coco import coco_records
+from ..datasets.record import load_samples
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS
 from ..hlmat.annotator import SimulatedAnnotator
@@ -19,6 +21,8 @@ from ..hlmat.trajectory import Sample
 from .base import Decision, Observation, Policy, Target
 
 __all__ = ["OraclePolicy", "load_oracle"]
+
+log = logging.getLogger(__name__)
 
 _Answer = tuple[Mask, Mask | None]
 """A target and its void pixels."""
@@ -72,14 +76,15 @@ class OraclePolicy(Policy):
 
 
 def load_oracle(path: str = "") -> OraclePolicy:
-    """An oracle that knows the masks of a COCO file; the images lie in `images/` beside it.
+    """An oracle that knows the masks of a COCO file, those that can be read; the images lie in `images/` beside it.
 
     Raises:
-        ConfigError: No file is named or it cannot be read.
+        ConfigError: No file is named, it cannot be read, or has no objects.
     """
     if not path:
         raise ConfigError('the oracle needs a COCO file with the answers: "oracle:data/val.json"')
-    return OraclePolicy(read_coco(Path(path)))
+    samples = load_samples(coco_records(Path(path)), lambda record, error: log.warning("%s", error))
+    return OraclePolicy(samples)
 
 
 def _digest(image: Image) -> str:

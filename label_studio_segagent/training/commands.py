@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import InputError, SegAgentError
+from ..opening import ExifOption
 from ..terminal import console, fail
 
 __all__ = ["app"]
@@ -21,7 +22,10 @@ app = typer.Typer(
 
 DataOption = Annotated[
     list[Path],
-    typer.Option(help="Folder with images/ and train.json in COCO format (masks as RLE); may be given several times."),
+    typer.Option(
+        help="COCO file, or folder with one: train.json and images/, or as Label Studio, CVAT or Roboflow lay it out. "
+        "May be given several times."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder for weights, checkpoints, curves and the model card.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")]
@@ -38,18 +42,21 @@ def segmenter(
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
+    exif: ExifOption = None,
 ) -> None:
     """Train the click segmenter; three hours on two CPU cores gave the weights that ship.
 
     Use the result as SEGAGENT_SEGMENTER=embedded:OUT/segmenter.safetensors.
     """
+    from ..datasets.image_file import as_exif
     from .segmenter import TrainSettings, train
 
     if weight and len(weight) != len(data):
         raise typer.BadParameter(f"{len(weight)} --weight for {len(data)} --data; give one for each, or none")
     try:
         _prepare(data, out, resume)
-        done = train(data, out, TrainSettings(minutes=minutes, seed=seed), weights=weight, resume=resume)
+        settings = TrainSettings(minutes=minutes, seed=seed)
+        done = train(data, out, settings, weights=weight, resume=resume, exif=as_exif(exif))
     except (SegAgentError, OSError) as error:
         fail(error)
     _print_written(out, done)
@@ -68,26 +75,29 @@ def policy(
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 0,
+    exif: ExifOption = None,
 ) -> None:
     """Train the click policy: where labels are, then trajectories with the segmenter, then how to judge and click.
 
     Use the result as SEGAGENT_POLICY=embedded:OUT/policy.safetensors.
     """
+    from ..datasets.image_file import as_exif
     from .policy import PolicySettings, train_policy
 
     try:
         _prepare(data, out, resume)
         settings = PolicySettings(minutes=minutes, trajectory_minutes=trajectory_minutes, seed=seed)
-        done = train_policy(data, out, settings, segmenter=segmenter, resume=resume)
+        done = train_policy(data, out, settings, segmenter=segmenter, resume=resume, exif=as_exif(exif))
     except (SegAgentError, OSError) as error:
         fail(error)
     _print_written(out, done)
 
 
 def _prepare(data: list[Path], out: Path, resume: bool) -> None:
+    from ..datasets.loading import coco_file
+
     for folder in data:
-        if not (folder / "train.json").is_file():
-            raise InputError(f"--data {folder} holds no train.json; it needs images/ and train.json in COCO format")
+        coco_file(folder, "train")  # says what is missing before anything else is done
     if (out / "checkpoint.pt").exists() and not resume:
         raise InputError(f"--out {out} holds a run already; add --resume to go on, or name another folder")
 

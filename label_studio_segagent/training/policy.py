@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.image_file import Exif
 from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_net import PolicyConfig, PolicyNet
 from ..policies.embedded_weights import fold, save_net
@@ -85,7 +86,7 @@ class PolicySettings(Pace):
 
 def train_policy(
     data: Sequence[Path], out: Path, settings: PolicySettings, *, segmenter: Path | None = None,
-    resume: bool = False, config: PolicyConfig | None = None,
+    resume: bool = False, config: PolicyConfig | None = None, exif: Exif | None = None,
 ) -> Path:  # fmt: skip
     """Train locator and judge, make trajectories with them and the segmenter, and train the reviewer on their masks.
 
@@ -93,12 +94,13 @@ def train_policy(
     and `MODEL_CARD.md` to `out`.
 
     Args:
-        data: Folders in COCO format (`images/`, `train.json`).
+        data: Folders in COCO format (`images/`, `train.json`), or COCO files.
         out: Made when missing; features are cached in `out/cache`.
         settings: How.
         segmenter: Weights of the embedded segmenter; by default the shipped ones.
         resume: Go on from `out/checkpoint.pt` when there is one.
         config: Sizes of the network; the labels are filled in.
+        exif: What masks were drawn on, see `load_dataset`.
 
     Returns:
         The path of the weights.
@@ -107,7 +109,7 @@ def train_policy(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    scenes = read_scenes(data)
+    scenes = read_scenes(data, exif=exif)
     names = sorted({i.label for s in scenes for i in s.instances} - {SALIENT})
     clicker = EmbeddedSegmenter(segmenter)
     sizes = {**asdict(config or PolicyConfig(())), "labels": (SALIENT, *names), "view": clicker.settings.zoom}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..datasets.coco import CocoImage, read_coco_file
 from ..datasets.image_file import Exif, picture_frame, read_image
+from ..datasets.loading import coco_file
 from ..datasets.record import Record, mask_rle
 from ..errors import InputError
 from ..hlmat.arrays import Box
@@ -99,8 +100,8 @@ class Scene:
         return read_image(self.path, exif=self.exif)[y : y + height, x : x + width]
 
 
-def read_scenes(roots: Sequence[Path], annotations: str = "train.json", exif: Exif | None = None) -> list[Scene]:
-    """Read COCO-format folders (`images/` and a JSON file). `"exhaustive": false` marks images with missing objects.
+def read_scenes(roots: Sequence[Path], split: str = "train", exif: Exif | None = None) -> list[Scene]:
+    """Read COCO files, or a split of folders with them. `"exhaustive": false` marks images with missing objects.
 
     What cannot be used is left out and counted in the log; an image that has such objects does not say what it lacks.
 
@@ -110,7 +111,7 @@ def read_scenes(roots: Sequence[Path], annotations: str = "train.json", exif: Ex
     """
     scenes: list[Scene] = []
     for root in map(Path, roots):
-        data = read_coco_file(root / annotations, label=SALIENT, exif=exif)
+        data = read_coco_file(coco_file(root, split), label=SALIENT, exif=exif)
         known = frozenset(normalise(name) for name in data.names)
         problems = [record.problem for record in data.strays]
         for image in data.images:
@@ -121,7 +122,7 @@ def read_scenes(roots: Sequence[Path], annotations: str = "train.json", exif: Ex
         if problems:
             log.warning("%s: %d left out, the first: %s", root, len(problems), problems[0])
     if not any(s.instances for s in scenes):
-        raise InputError(f"no usable annotation in {', '.join(str(Path(r) / annotations) for r in roots)}")
+        raise InputError(f"no usable annotation of {split} in {', '.join(map(str, roots))}")
     return scenes
 
 
@@ -211,7 +212,7 @@ def whole_features(
     scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None
 ) -> WholeFeatures:
     """Compute the features of all scenes, or read them from the folder `cache`."""
-    names = hashlib.sha256(repr([(str(s.path), s.corner, s.size) for s in scenes]).encode()).hexdigest()[:10]
+    names = hashlib.sha256(repr([_seen(s) for s in scenes]).encode()).hexdigest()[:10]
     config = net.config
     views = [View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes]
 
@@ -226,6 +227,12 @@ def whole_features(
 
     maps = cached(cache, f"wholes-{config.backbone}-{config.side}-{names}", look)
     return WholeFeatures(views, maps, cached(cache, f"eyes-{segmenter.version[-10:]}-{names}", look_again))
+
+
+def _seen(scene: Scene) -> tuple[Any, ...]:
+    """What tells the pixels of a scene apart; as it was written before there was `Scene.exif`, where that is usual."""
+    turned = () if scene.exif == "applied" else (scene.exif,)
+    return (str(scene.path), scene.corner, scene.size, *turned)
 
 
 def _half(maps: Sequence[Tensor]) -> list[Tensor]:

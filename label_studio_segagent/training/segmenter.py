@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..datasets.image_file import Exif
 from ..segmenters.embedded_net import NetConfig, SegmenterNet
 from .backbone import load_imagenet
 from .feeding import keep_memory
@@ -64,17 +65,18 @@ class TrainSettings(Pace):
 
 def train(
     data: Sequence[Path], out: Path, settings: TrainSettings, *, weights: Sequence[float] | None = None,
-    resume: bool = False, config: NetConfig | None = None,
+    resume: bool = False, config: NetConfig | None = None, exif: Exif | None = None,
 ) -> Path:  # fmt: skip
     """Train, and write `segmenter.safetensors`, `checkpoint.pt`, a log, its curves, and `MODEL_CARD.md` to `out`.
 
     Args:
-        data: Folders in COCO format (`images/`, `train.json`).
+        data: Folders in COCO format (`images/`, `train.json`), or COCO files.
         out: Made when missing.
         settings: How.
         weights: How often each folder is drawn; by default by the square root of its size.
         resume: Go on from `out/checkpoint.pt` when there is one.
         config: Sizes of the network.
+        exif: What masks were drawn on, see `load_dataset`.
 
     Returns:
         The path of the weights.
@@ -83,7 +85,7 @@ def train(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = CropDataset([read_coco(Path(root)) for root in data], weights or [1.0] * len(data))
+    dataset = CropDataset([read_coco(Path(root), exif=exif) for root in data], weights or [1.0] * len(data))
     if weights is None:
         dataset.weights = np.sqrt([len(s) for s in dataset.sets])
         dataset.weights /= dataset.weights.sum()

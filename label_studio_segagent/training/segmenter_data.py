@@ -16,6 +16,7 @@ from pycocotools import mask as rle_codec
 
 from ..datasets.coco import read_coco_file
 from ..datasets.image_file import Exif, picture_frame, read_image
+from ..datasets.loading import coco_file
 from ..datasets.record import mask_rle
 from ..errors import InputError
 from .mask_corruption import corrupt_mask
@@ -208,19 +209,19 @@ def _some_box(view: Bools, rng: np.random.Generator) -> tuple[float, float, floa
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
-def read_coco(root: Path, annotations: str = "train.json", exif: Exif | None = None) -> list[Source]:
+def read_coco(root: Path, split: str = "train", exif: Exif | None = None) -> list[Source]:
     """The images of a folder in COCO format, without very small objects; what cannot be used is counted in the log.
 
     Args:
-        root: Folder with `images/` and the annotation file.
-        annotations: Name of that file.
+        root: The file, or a folder that has it and the pictures.
+        split: Its name in that folder.
         exif: See `read_image`.
 
     Raises:
         ConfigError: The file cannot be read, or is not a COCO file.
         InputError: It has no usable mask.
     """
-    data = read_coco_file(root / annotations, label="object", exif=exif)
+    data = read_coco_file(coco_file(root, split), label="object", exif=exif)
     problems = [record.problem for record in data.strays]
     sources: list[Source] = []
     for image in data.images:
@@ -245,7 +246,7 @@ def read_coco(root: Path, annotations: str = "train.json", exif: Exif | None = N
     if problems:
         log.warning("%s: %d left out, the first: %s", root, len(problems), problems[0])
     if not sources:
-        raise InputError(f"no usable mask in {root / annotations}")
+        raise InputError(f"no usable mask of {split} in {root}")
     return sources
 
 

@@ -11,9 +11,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..terminal import console, reporting
+from ..opening import ExifOption
+from ..terminal import console, errors, reporting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..datasets import Record
+    from ..errors import InputError
+    from ..hlmat.trajectory import Sample
     from .star import Round
     from .trainer import FitSettings
 
@@ -92,12 +98,14 @@ def star(
     vision: VisionOption = False,
     batch: BatchOption = 16,
     seed: SeedOption = 0,
+    exif: ExifOption = None,
 ) -> None:
     """Improve a policy by its own attempts (StaR+): keep the clicks that helped, correct the others, train anew.
 
     Every round starts from POLICY again. What is done already in --out is not repeated, so an interrupted run goes on.
     """
-    from ..datasets import load_dataset, load_samples
+    from ..datasets import load_dataset
+    from ..datasets.image_file import as_exif
     from ..hlmat.trajectory import read_trajectories
     from ..policies import load_policy
     from ..segmenters import load_segmenter
@@ -107,9 +115,9 @@ def star(
 
     with reporting() as tell:
         tool = load_segmenter(segmenter)
-        samples = list(load_samples(islice(load_dataset(data, split=split), limit)))
-        unseen = [] if held_out is None else load_dataset(data, split=held_out)
-        exam = list(load_samples(islice(unseen, max(1, limit // 10))))
+        samples = _samples(load_dataset(data, split=split, exif=as_exif(exif)), limit)
+        unseen = [] if held_out is None else load_dataset(data, split=held_out, exif=as_exif(exif))
+        exam = _samples(unseen, max(1, limit // 10))
         original = None if not trajectories else [t for file in trajectories for t in read_trajectories(file)]
         settings = StarSettings(rounds, clicks, fit=_settings(policy, minutes, epochs, rate, seed, full, vision, batch))
         done = improve(
@@ -118,6 +126,16 @@ def star(
         )  # fmt: skip
         console.print(rounds_table(done))
         console.print(f"SEGAGENT_POLICY={escape(done[-1].model)}", highlight=False, soft_wrap=True)
+
+
+def _samples(records: Iterable[Record], limit: int) -> list[Sample]:
+    """The first samples of a data set; those that cannot be read are named, and the others go on."""
+    from ..datasets import load_samples
+
+    def failed(record: Record, error: InputError) -> None:
+        errors.print(f"[yellow]{escape(record.id)}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+    return list(load_samples(islice(records, limit), failed))
 
 
 def rounds_table(rounds: list[Round]) -> Table:

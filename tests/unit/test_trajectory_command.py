@@ -14,7 +14,9 @@ from PIL import Image as PilImage
 from typer.testing import CliRunner
 
 from label_studio_segagent.cli import app
+from label_studio_segagent.datasets.coco_writer import CocoWriter
 from label_studio_segagent.hlmat.trajectory import encode_mask, read_trajectories
+from label_studio_segagent.training.trainer import open_image
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -110,6 +112,47 @@ def test_objects_that_cannot_be_read_are_named_and_the_exit_code_is_2(data: Path
     assert "100: the mask of object 100 cannot be read" in text(result) and "[b]none" in text(result)
     assert "and 10 more, all in .stats.json" in text(result)
     assert len(json.loads((tmp_path / "t.stats.json").read_text())["failures"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("size", "option", "words"),
+    [
+        ((60, 90), (), ""),  # (height, width) of what is shown; 90 x 60 are stored
+        ((90, 60), (), ""),
+        ((60, 90), ("--exif", "applied"), ""),
+        ((90, 60), ("--exif", "ignored"), ""),
+        ((60, 90), ("--exif", "ignored"), "--exif applied takes its masks as drawn on (60, 90)"),
+        ((90, 60), ("--exif", "applied"), "--exif ignored takes its masks as drawn on (90, 60)"),
+        ((60, 90), ("--exif", "maybe"), "--exif is 'maybe'; it must be applied or ignored"),
+    ],
+)
+def test_photographs_that_an_exif_tag_turns(tmp_path: Path, size: Any, option: tuple[str, ...], words: str) -> None:
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((90, 60, 3), np.uint8)
+    pixels[20:50, 10:40] = 255
+    PilImage.fromarray(pixels).save(tmp_path / "images" / "a.png", exif=exif)
+    mask = np.zeros(size, bool)
+    mask[10:40, 20:50] = True
+    writer = CocoWriter(tmp_path, ["cat"])
+    writer.add_object(writer.add_image("a.png", size), "cat", encode_mask(mask))
+    writer.write("train.json")
+    out = tmp_path / "t.jsonl"
+    result = run(tmp_path / "train.json", "--out", out, "--segmenter", "grabcut", "--pictures", 0, *option)
+    assert words in text(result) and (result.exit_code == 0) == (not words)
+    if not words:
+        for trajectory in read_trajectories(out):
+            assert open_image(trajectory).shape[:2] == trajectory.steps[0].mask.shape == size
+
+
+def test_no_objects_are_an_error(data: Path, tmp_path: Path) -> None:
+    content = json.loads((data / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["image_id"] = 99
+    (data / "train.json").write_text(json.dumps(content))
+    result = run(data, "--out", tmp_path / "t.jsonl", "--segmenter", "grabcut")
+    assert result.exit_code == 1 and "has no objects" in text(result) and "no image 99" in text(result)
 
 
 def test_mask_folders_and_labels(tmp_path: Path) -> None:

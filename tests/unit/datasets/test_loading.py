@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as PilImage
 
 from label_studio_segagent.datasets import load_dataset, load_samples
+from label_studio_segagent.datasets.loading import coco_file
 from label_studio_segagent.errors import ConfigError
 
 
@@ -41,6 +42,44 @@ def test_coco_files_and_folders(tmp_path: Path) -> None:
         load_dataset(tmp_path, split="test")
     with pytest.raises(ConfigError, match="has no split 'train'"):
         load_dataset(tmp_path / "train.json", split="train")
+
+
+def test_the_coco_file_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no train\.json"):
+        coco_file(tmp_path, "train")
+    (tmp_path / "val.json").write_text(coco())
+    with pytest.raises(ConfigError, match="no split 'train'; it has val"):  # never trained on what is to be measured
+        coco_file(tmp_path, "train")
+    assert coco_file(tmp_path / "val.json", "train") == tmp_path / "val.json"
+    (tmp_path / "train.json").write_text(coco())
+    assert coco_file(tmp_path, "train") == tmp_path / "train.json"
+    for name in ("result.json", "annotations/instances_default.json", "train/_annotations.coco.json"):
+        root = tmp_path / "sets" / name.replace("/", "-")
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(coco())
+        assert coco_file(root, "train") == root / name
+
+
+def test_what_was_said_about_exif_tags_goes_with_every_record(tmp_path: Path, make_refs: Any) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "train.json").write_text(coco())
+    assert load_dataset(tmp_path / "train.json", exif="ignored")[0].meta == {"exif": "ignored"}
+    assert all(r.exif == "applied" and r.meta["expression"] for r in load_dataset(make_refs(), exif="applied"))
+
+
+def test_what_our_commands_wrote_is_read_before_what_lies_beside_it(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    for name in ("coco.json", "label_studio.json"):
+        (tmp_path / name).write_text(coco())
+    assert [record.id for record in load_dataset(tmp_path)] == ["5"]
+
+
+@pytest.mark.parametrize("content", [{"data": []}, {"images": [], "annotations": []}])
+def test_no_objects(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"x\.json has no objects"):
+        load_dataset(tmp_path / "x.json")
 
 
 def test_the_layout_of_coco_itself(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import shutil
@@ -88,6 +89,20 @@ def test_a_ref_without_its_annotation_is_lost_alone(make_refs: Any) -> None:
     failures: list[str] = []
     assert len(list(load_samples(records, lambda record, error: failures.append(str(error))))) == 4
     assert len(failures) == 2 and "object 1/10" in failures[0]
+
+
+def test_a_ref_without_its_picture_and_ids_as_texts(make_refs: Any) -> None:
+    folder = make_refs()
+    refs = pickle.loads((folder / "refs(unc).p").read_bytes())
+    refs[1]["image_id"] = 77
+    content = json.loads((folder / "instances.json").read_text())
+    for row in (*content["images"], *content["annotations"]):
+        row["id"] = str(row["id"])
+    content["images"][0]["width"] = None
+    failures: list[str] = []
+    records = refcoco_records(make_refs(refs, content))
+    assert len(list(load_samples(records, lambda record, error: failures.append(str(error))))) == 5
+    assert len(failures) == 1 and "object 2/20" in failures[0] and "no image 77" in failures[0]
 
 
 GOOD = {"ref_id": 0, "ann_id": 100, "image_id": 6, "split": "val", "sentences": [{"sent": "sky", "sent_id": 2}]}
