@@ -6,7 +6,12 @@ SEGAGENT_SCREENSHOTS names a folder in which to keep the pictures (the ones in d
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +25,20 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from support import CONFIG, Backend, keep, wait
 
+from label_studio_segagent.datasets.record import Record
 from label_studio_segagent.hlmat.arrays import mask_box
 from label_studio_segagent.hlmat.metrics import iou
+from label_studio_segagent.labelstudio.client import LabelStudioClient
+from label_studio_segagent.labelstudio.images import ImageLoader
 from label_studio_segagent.labelstudio.local import LocalLabelStudio
+from label_studio_segagent.labelstudio.project import read_project
 from label_studio_segagent.labelstudio.regions import Region, read_regions
 
 pytestmark = pytest.mark.browser
 
 REGIONS = "return window.Htx?.annotationStore?.selected?.regions.length ?? 0"
 REJECT, ACCEPT = (f"//*[contains(@class, 'auto-accept__info')]/following::button[{n}]" for n in (1, 2))
+KEEP = "window.Htx.settings.toggleContinuousLabeling()"
 SUGGESTIONS = "return window.Htx.annotationStore.selected.suggestions.size"
 
 
@@ -174,6 +184,63 @@ def test_a_smart_click_adds_an_object(
     masks = [region.mask(height, width) for region in regions]
     assert max(iou(mask, task.predicted) for mask in masks) > 0.98
     assert any(mask[y, x] and not task.predicted[y, x] for mask in masks)
+
+
+@pytest.mark.parametrize("how", ["kept", "picked again", "a box"])
+def test_a_suggestion_accepted_while_the_label_of_the_prompt_is_selected(
+    label_studio: LocalLabelStudio, signed_in: webdriver.Chrome, make_task: Callable[[str], Task], how: str,
+    backend: Backend, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Label Studio then saves the mask twice under one id: as a brush, and as a key point or a rectangle."""
+    browser, task = signed_in, make_task(CONFIG)
+    height, width = task.predicted.shape
+    open_task(browser, label_studio, task)
+    if how == "kept":  # "Keep label selected after creating a region"
+        browser.execute_script(KEEP)
+    x, y = 365, 400  # the second flower, at the bottom
+    if how == "a box":
+        smart_box(browser, task, x - 60, y - 60, min(x + 60, width - 2), min(y + 60, height - 2))
+    else:
+        smart_click(browser, task, x, y)
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 1)
+    if how != "kept":
+        browser.find_elements(By.CSS_SELECTOR, ".lsf-label")[1 if how == "picked again" else 2].click()
+    browser.find_element(By.XPATH, ACCEPT).click()
+    wait(browser, lambda b: b.execute_script(SUGGESTIONS) == 0)
+    regions = submit(browser, label_studio, task)
+    if how == "kept":
+        browser.execute_script(KEEP)
+
+    [annotation] = label_studio.client.call("GET", f"/api/tasks/{task.id}/annotations/")
+    types = sorted(result["type"] for result in annotation["result"])
+    assert types == ["brushlabels", "brushlabels", "rectanglelabels" if how == "a box" else "keypointlabels"]
+    assert all("rle" in result["value"] for result in annotation["result"])
+    assert [(region.shape, region.labels) for region in regions] == [("brush", ("object",))] * 2
+    records, failures = read(label_studio, task.project, tmp_path)
+    assert len(records) == 2 and not failures and not any(record.meta.get("absent") for record in records)
+    assert any(record.load().mask[y, x] for record in records)
+
+    variables = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
+    variables |= {"SEGAGENT_DATA_DIR": str(tmp_path / "data"), "SEGAGENT_POLICY": "saliency"}
+    command = ["qc", "export", "--project", str(task.project), "--out", str(tmp_path / "out"), "--min-score", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "label_studio_segagent.cli", *command], env=os.environ | variables,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert len(content["images"]) == 1 and len(content["annotations"]) == 2
+
+
+def read(label_studio: LocalLabelStudio, project: int, folder: Path) -> tuple[list[Record], list[Any]]:
+    """What trainings, quality control and exports read of a project, and what failed."""
+    failures: list[Any] = []
+    client = LabelStudioClient(label_studio.url, label_studio.token)
+    with closing(ImageLoader(client, folder / "cache")) as loader:
+        found = read_project(
+            client, loader, project, folder / "images", absent=True, failed=lambda *why: failures.append(why)
+        )
+        return list(found), failures
 
 
 @pytest.mark.parametrize("decision", ["accept", "reject"])
