@@ -13,9 +13,9 @@ from typing import Any
 from flask import has_request_context, request
 from label_studio_ml import model as sdk
 
-from label_studio_segagent.server.app import count_annotations, project_id
+from label_studio_segagent.server.app import project_id
 from label_studio_segagent.server.dispatcher import start_background
-from label_studio_segagent.server.inbox import Inbox, open_inbox
+from label_studio_segagent.server.inbox import Inbox, count_annotations, open_inbox
 from label_studio_segagent.server.models import Models, build_predictor, version_store
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.server.settings import load_settings

@@ -16,7 +16,7 @@ from PIL import Image as PilImage
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, InputError
-from ..hlmat.arrays import Image, Mask
+from ..hlmat.arrays import Image, Mask, soft_mask
 from ..hlmat.trajectory import Sample, check_mask, decode_mask, encode_mask
 from .image_file import Exif, read_image, turned_hint
 
@@ -173,7 +173,9 @@ def read_mask_file(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Mas
     except (OSError, ValueError, SyntaxError, EOFError, PilImage.DecompressionBombError) as error:
         raise InputError(f"cannot read the mask {path}: {error}") from error
     if pixels.ndim == 3:
-        colours = pixels[..., : pixels.shape[2] - 1 + pixels.shape[2] % 2]  # without alpha
+        colours, alpha = np.split(pixels, [pixels.shape[2] - 1 + pixels.shape[2] % 2], axis=2)
+        if alpha.size and np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():  # the mask is in alpha alone
+            colours = soft_mask(alpha)
         if (colours != colours[..., :1]).any():
             raise InputError(f"the mask {path} is in colour; it must have one channel: 0 and another value, or ids")
         pixels = colours[..., 0]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 
-__all__ = ["Box", "Image", "Mask", "check_image", "mask_box"]
+__all__ = ["Box", "Image", "Mask", "check_image", "mask_box", "soft_mask"]
 
 Image = npt.NDArray[np.uint8]
 """RGB, uint8, (H, W, 3)."""
@@ -37,3 +37,8 @@ def mask_box(mask: Mask) -> Box | None:
     if not rows.size:
         return None
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def soft_mask(levels: npt.NDArray[np.unsignedinteger]) -> Mask:
+    """The pixels of a mask with soft edges, bool (H, W): those with more than half of the largest of its levels."""
+    return np.asarray(levels > levels.max(initial=0) / 2)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RegionError
-from ..hlmat.arrays import Mask
+from ..hlmat.arrays import Mask, soft_mask
 
 __all__ = ["decode_brush", "encode_brush"]
 
@@ -55,7 +55,7 @@ def _pack(codes: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> npt.ND
 
 
 def decode_brush(rle: Sequence[int], height: int, width: int) -> Mask:
-    """The bool (H, W) mask of a brush RLE: where alpha is above 127 (hand-drawn edges are anti-aliased).
+    """The bool (H, W) mask of a brush RLE: where alpha is above half of the largest (hand-drawn edges are soft).
 
     Raises:
         RegionError: The RLE is malformed, or made for an image of another size.
@@ -91,7 +91,7 @@ def decode_brush(rle: Sequence[int], height: int, width: int) -> Mask:
         if stream.exhausted:
             raise RegionError(f"brush RLE ends in the middle of the run at {filled} of {count} bytes")
         filled = end
-    return out.reshape(height, width, 4)[..., 3] > 127
+    return soft_mask(out.reshape(height, width, 4)[..., 3])
 
 
 class _Bits:

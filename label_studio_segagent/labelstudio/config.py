@@ -9,8 +9,8 @@ The XML is read case-insensitively. One attribute of our own, ignored by Label S
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
@@ -18,101 +18,10 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from ..errors import ConfigError, InputError
+from .tags import OUTPUT_SHAPES, QC_CONTROL, Control, ImageTag, Label, read_controls, read_images
+from .variables import attribute, expand_repeaters
 
 __all__ = ["QC_CONTROL", "Control", "ImageTag", "Label", "LabelConfig"]
-
-QC_CONTROL = "qc_issue"
-"""Name of the control for the boxes of quality control; never an output."""
-
-_SHAPES = {"brush": 0, "bitmask": 1, "polygon": 2, "rectangle": 3}
-"""Shapes we write, most faithful first."""
-_READ_ONLY_SHAPES = ("ellipse", "keypoint", "vector", "magicwand")
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A label of a control.
-
-    Attributes:
-        value: What the annotator reads.
-        name: What stands in results: the alias if there is one, else the value.
-        hint: The `hint` attribute, or "". One that starts with `$` names a field of the task.
-    """
-
-    value: str
-    name: str
-    hint: str = ""
-
-    def prompt(self, data: Mapping[str, Any]) -> str:
-        """The text the policy is asked for: the hint (or the task field it names), else the alias, else the value."""
-        hint = str(data.get(self.hint[1:]) or "") if self.hint.startswith("$") else self.hint
-        return hint.strip() or self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """A control that draws labelled regions on an image.
-
-    Attributes:
-        name: Its name; for `Labels` beside a shape control, the name of the shape control.
-        shape: "brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint", "vector" or "magicwand".
-        to_name: The Image it draws on.
-        labels: Its labels; for a bare shape control those of the `Labels` beside it.
-        labels_from: Name of that `Labels` control, or None when the control has labels of its own.
-        labels_field: Task field with further labels (`value="$field"`), or "".
-        role: The `segagent` attribute.
-    """
-
-    name: str
-    shape: str
-    to_name: str
-    labels: tuple[Label, ...]
-    labels_from: str | None = None
-    labels_field: str = ""
-    role: str = ""
-
-    @property
-    def type(self) -> str:
-        """The `type` of its results, for example "brushlabels"."""
-        return self.shape if self.labels_from else f"{self.shape}labels"
-
-    def labels_for(self, data: Mapping[str, Any]) -> tuple[Label, ...]:
-        """Its labels for one task, including those that come from the task's data."""
-        extra = data.get(self.labels_field) if self.labels_field else None
-        items = extra if isinstance(extra, list) else []
-        texts = [item if isinstance(item, dict) else {"value": item} for item in items]
-        return self.labels + tuple(_label(text) for text in texts if text.get("value"))
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTag:
-    """An Image tag.
-
-    Attributes:
-        name: Its name.
-        field: The task field with the URL, or with a list of URLs.
-    """
-
-    name: str
-    field: str
-
-    def urls(self, data: Mapping[str, Any]) -> list[tuple[int | None, str]]:
-        """(item index or None, URL) for each picture of a task; the index is set for a `valueList`."""
-        value = data.get(self.field)
-        if isinstance(value, list):
-            return [(index, url) for index, url in enumerate(value) if isinstance(url, str)]
-        return [(None, value)] if isinstance(value, str) and value else []
-
-    def picture(self, data: Mapping[str, Any], item_index: int | None) -> tuple[int | None, str]:
-        """The (item index or None, URL) of one picture of a task; without an index the first.
-
-        Raises:
-            InputError: The task has none there.
-        """
-        for index, url in self.urls(data):
-            if (index or 0) == (item_index or 0):
-                return index, url
-        raise InputError(f"the task has no image in {self.field!r}" + (f" at index {item_index}" if item_index else ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +33,14 @@ class LabelConfig:
         controls: All controls that draw labelled regions on them.
         prompts: Names of TextAreas that hold a prompt.
         names: Of all tags.
+        template: The XML, where it has Repeaters; those are read as for one item until `for_task` is asked.
     """
 
     images: tuple[ImageTag, ...]
     controls: tuple[Control, ...]
     prompts: tuple[str, ...] = ()
     names: frozenset[str] = frozenset()
+    template: Element | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def parse(cls, xml: str) -> LabelConfig:
@@ -140,30 +51,38 @@ class LabelConfig:
         """
         try:
             root = ElementTree.fromstring(xml)
+            repeated = any(tag.tag.lower() == "repeater" for tag in root.iter())
+            config = cls._read(expand_repeaters(root, None) if repeated else root)
         except (ParseError, DefusedXmlException, ValueError, TypeError) as error:
             raise ConfigError(f"the labelling config is not valid XML: {error}") from error
-        tags = list(root.iter())
-        images = tuple(_images(tags))
-        if not images:
+        except RecursionError as error:
+            raise ConfigError("the labelling config is nested too deeply for its Repeater") from error
+        if not config.images:
             raise ConfigError('the labelling config has no <Image name="…" value="$…"/>; this backend needs one')
-        names = {image.name for image in images}
-        controls = tuple(control for control in _controls(tags) if control.to_name in names)
-        if not any(control.shape in _SHAPES and control.role != "ignore" for control in controls):
+        if not any(control.shape in OUTPUT_SHAPES and control.role != "ignore" for control in config.controls):
             raise ConfigError(
                 "no control can hold a result; add BrushLabels, BitmaskLabels, PolygonLabels or RectangleLabels "
-                f"with toName={' or '.join(sorted(names))!r}"
+                f"with toName={' or '.join(sorted(image.name for image in config.images))!r}"
             )
+        return replace(config, template=root) if repeated else config
+
+    @classmethod
+    def _read(cls, root: Element) -> LabelConfig:
+        tags = list(root.iter())
+        images = tuple(read_images(tags))
+        names = {image.name for image in images}
+        controls = tuple(control for control in read_controls(tags) if control.to_name in names)
         prompts = tuple(
             name
             for tag in tags
-            if tag.tag.lower() == "textarea" and (name := _get(tag, "name"))
-            if _get(tag, "segagent") == "prompt" or name == "prompt"
+            if tag.tag.lower() == "textarea" and (name := attribute(tag, "name"))
+            if attribute(tag, "segagent") == "prompt" or name == "prompt"
         )
-        return cls(images, controls, prompts, frozenset(filter(None, (_get(tag, "name") for tag in tags))))
+        return cls(images, controls, prompts, frozenset(filter(None, (attribute(tag, "name") for tag in tags))))
 
     def for_task(self, data: Mapping[str, Any]) -> LabelConfig:
-        """The config as it is for one task."""
-        return self
+        """The config as it is for one task: what its Repeaters repeat is there for each item of their lists."""
+        return self if self.template is None else self._read(expand_repeaters(self.template, data))
 
     def image(self, name: str) -> ImageTag:
         """The Image tag of a name.
@@ -203,7 +122,7 @@ class LabelConfig:
         """
         best: dict[str, tuple[Control, Label]] = {}
         for control in self.controls:
-            if control.to_name != image or control.shape not in _SHAPES or control.role == "ignore":
+            if control.to_name != image or control.shape not in OUTPUT_SHAPES or control.role == "ignore":
                 continue
             for label in control.labels_for(data):
                 now = best.get(label.name)
@@ -266,62 +185,4 @@ class LabelConfig:
 
 
 def _preference(control: Control) -> tuple[bool, int]:
-    return control.role != "output", _SHAPES[control.shape]
-
-
-def _get(tag: Element, attribute: str) -> str:
-    """An attribute by its name in any case, or ""."""
-    return next((value for name, value in tag.attrib.items() if name.lower() == attribute), "")
-
-
-def _images(tags: list[Element]) -> Iterator[ImageTag]:
-    for tag in tags:
-        field = _get(tag, "value") or _get(tag, "valuelist")
-        if tag.tag.lower() == "image" and field.startswith("$") and _get(tag, "segagent") != "ignore":
-            yield ImageTag(_get(tag, "name"), field[1:])
-
-
-def _label(attributes: Mapping[str, Any]) -> Label:
-    value = str(attributes["value"])
-    return Label(value, str(attributes.get("alias") or value), str(attributes.get("hint") or ""))
-
-
-def _labels(tag: Element) -> tuple[Label, ...]:
-    found = (
-        {name.lower(): value for name, value in child.attrib.items()}
-        for child in tag.iter()
-        if child.tag.lower() == "label"
-    )
-    return tuple(_label(attributes) for attributes in found if attributes.get("value"))
-
-
-def _controls(tags: list[Element]) -> Iterator[Control]:
-    shared: dict[str, list[Element]] = {}
-    for tag in tags:
-        if tag.tag.lower() == "labels":
-            for target in _get(tag, "toname").split(","):
-                shared.setdefault(target.strip(), []).append(tag)
-    for tag in tags:
-        kind = tag.tag.lower()
-        shape = kind.removesuffix("labels")
-        if shape not in _SHAPES and shape not in _READ_ONLY_SHAPES:
-            continue
-        for target in (part.strip() for part in _get(tag, "toname").split(",")):
-            if kind.endswith("labels"):
-                yield _control(tag, shape, target, tag, None)
-            else:
-                for labels in shared.get(target, []):
-                    yield _control(tag, shape, target, labels, _get(labels, "name"))
-
-
-def _control(tag: Element, shape: str, target: str, labels: Element, labels_from: str | None) -> Control:
-    field = _get(labels, "value")
-    return Control(
-        name=_get(tag, "name"),
-        shape=shape,
-        to_name=target,
-        labels=_labels(labels),
-        labels_from=labels_from,
-        labels_field=field[1:] if field.startswith("$") else "",
-        role="ignore" if _get(tag, "name") == QC_CONTROL else _get(tag, "segagent"),
-    )
+    return control.role != "output", OUTPUT_SHAPES[control.shape]

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from ..errors import RegionError
-from ..hlmat.arrays import Mask
+from ..hlmat.arrays import Mask, soft_mask
 from .brush import decode_brush
 from .polygons import Ring, ring_mask
 
@@ -227,7 +227,10 @@ def _fill(ring: Ring, what: str, height: int, width: int) -> Mask:
 
 
 def _decode_bitmap(url: Any, height: int, width: int) -> Mask:
-    """A PNG data URL: pixels with any alpha are the mask; a picture without alpha counts where it is not black."""
+    """A PNG data URL: the mask is what alpha shows, where it varies, else what is not black.
+
+    A picture that is of one colour and opaque all over is a mask of the whole image, unless it has no alpha to say so.
+    """
     if not isinstance(url, str) or not url.startswith("data:image/png;base64,"):
         raise RegionError(f"imageDataURL must start with 'data:image/png;base64,', got {str(url)[:40]!r}")
     try:
@@ -235,7 +238,10 @@ def _decode_bitmap(url: Any, height: int, width: int) -> Mask:
             if png.size != (width, height):
                 raise RegionError(f"the bitmap is {png.width}x{png.height}, but the image is {width}x{height}")
             has_alpha = "A" in png.getbands() or "transparency" in png.info
-            pixels = np.asarray(png.convert("RGBA"))[..., 3] if has_alpha else np.asarray(png.convert("L"))
+            alpha = np.asarray(png.convert("RGBA"))[..., 3]
+            grey = np.asarray(png.convert("RGB").convert("L") if has_alpha else png.convert("L"))
     except (binascii.Error, OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
         raise RegionError(f"the bitmap cannot be decoded: {error}") from error
-    return np.asarray(pixels > 0)
+    if has_alpha and (alpha.min() != alpha.max() or grey.min() == grey.max() or not alpha.any()):
+        return soft_mask(alpha)
+    return np.asarray(grey > 0)

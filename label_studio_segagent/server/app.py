@@ -19,7 +19,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ..errors import SegAgentError
-from .inbox import open_inbox
+from .inbox import count_annotations, open_inbox
 from .jobs import open_queue
 from .metrics import Metrics
 from .models import Models, build_predictor, version_store
@@ -28,7 +28,7 @@ from .prewarm import Prewarmer
 from .settings import Settings, load_settings
 from .status import status_pages
 
-__all__ = ["add_auth", "count_annotations", "create_app", "project_id"]
+__all__ = ["add_auth", "create_app", "project_id"]
 
 WEBHOOK_SECRET_HEADER = "X-SegAgent-Secret"
 _BUSY_WAIT = 30.0
@@ -174,12 +174,6 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         return jsonify(status="stored", action=action), 201
 
     return app
-
-
-def count_annotations(event: dict[str, Any]) -> int:
-    """How many annotations an event is about: one, a list of new ones, or a list of deleted ones."""
-    about = event.get("annotation") or event.get("annotations")
-    return len(about) if isinstance(about, list) else int(isinstance(about, dict))
 
 
 def project_id(value: Any) -> int | None:

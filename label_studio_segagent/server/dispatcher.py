@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import SegAgentError
 from ..training.trainer import trainable
-from .inbox import SUBMITTED, Event, Inbox, open_inbox
+from .inbox import BUTTON, NEWS, SUBMITTED, Event, Inbox, open_inbox
 from .jobs import Job, JobQueue, open_queue
 from .settings import Settings
 from .worker import WorkerKeeper
@@ -31,8 +31,6 @@ _QC_QUIET = 5.0
 _KEPT = 24 * 3600.0
 """Seconds that an event stays in the inbox when nobody needs it any more."""
 _TIDY = 3600.0
-_NEWS = (*SUBMITTED, "ANNOTATIONS_DELETED", "TASKS_DELETED")
-_BUTTON = "START_TRAINING"
 
 
 def due(news: Sequence[Event], after: int, quiet: float, now: float) -> str:
@@ -44,7 +42,7 @@ def due(news: Sequence[Event], after: int, quiet: float, now: float) -> str:
         quiet: Seconds without an event that must pass.
         now: Unix time in seconds.
     """
-    if any(event.action == _BUTTON for event in news):
+    if any(event.action == BUTTON for event in news):
         return "the Start Training button"
     count = sum(event.annotations for event in news)
     if not after or count < after:
@@ -112,7 +110,7 @@ class Dispatcher:
             return started
         jobs = [job for job in every if job.kind == "train"]
         news: dict[int, list[Event]] = defaultdict(list)
-        wanted = (*_NEWS, _BUTTON) if self._after else (_BUTTON,)
+        wanted = (*NEWS, BUTTON) if self._after else (BUTTON,)
         self._inbox.mark_done(*(event.id for event in pending if event.project is None or event.action not in wanted))
         for event in pending:
             if event.project is not None and event.action in wanted:
@@ -159,15 +157,15 @@ class Dispatcher:
         failed = [job for job in jobs if job.state == "failed" and job.upto > done]
         last = max((job.upto for job in failed), default=0)
         fresh = [event for event in events if event.id > last]
-        seen = [event for event in events if event.id <= last and event.action != _BUTTON]
+        seen = [event for event in events if event.id <= last and event.action != BUTTON]
         if len(seen) > 1:  # a project that cannot be trained must not fill the inbox
             self._inbox.fold(seen)
         if failed and failed[0].passing:
             why = failed[0].why if now >= failed[0].finished + _patience(len(failed)) else ""
-        elif any(event.action == _BUTTON for event in fresh) or not failed:
+        elif any(event.action == BUTTON for event in fresh) or not failed:
             why = due(fresh, self._after, self._settings.train_quiet, now)
         else:  # nobody presses the button twice for nothing; old news count together with the new
-            quiet = [event for event in events if event.action != _BUTTON]
+            quiet = [event for event in events if event.action != BUTTON]
             why = due(quiet, self._after, self._settings.train_quiet, now) if fresh else ""
         return self._queue.enqueue("train", project, why, upto=events[-1].id) if why else None
 

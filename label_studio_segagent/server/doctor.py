@@ -15,6 +15,7 @@ from ..errors import ApiError, ConfigError, SegAgentError
 from ..labelstudio.client import LabelStudioClient, token_kind
 from ..labelstudio.config import LabelConfig
 from ..policies import Observation
+from .inbox import BARE_REMEDY, NEWS, SUBMITTED
 from .models import Models, build_predictor, version_store
 from .predictor import Predictor
 from .settings import Settings
@@ -249,14 +250,33 @@ def _webhook(client: LabelStudioClient, project: int, name: str) -> Check:
     if not backends:
         return Check(f"{name}: webhook", "ok", "none needed without a backend")
     wanted = {f"{backend['url'].rstrip('/')}/webhook" for backend in backends}
-    if any(hook.get("url", "").rstrip("/") in wanted and hook.get("is_active", True) for hook in hooks):
-        return Check(f"{name}: webhook", "ok", "annotations are reported to the backend")
+    active = [h for h in hooks if h.get("url", "").rstrip("/") in wanted and h.get("is_active", True)]
+    if active:
+        return _reported(f"{name}: webhook", active)
     return Check(
         f"{name}: webhook",
         "problem",
         "Label Studio does not report annotations to the backend: there is no active webhook for it",
         "start Label Studio with SSRF_PROTECTION_ENABLED=false (as well as ML_BLOCK_LOCAL_IP=false), then remove the "
         "backend and connect it again",
+    )
+
+
+def _reported(title: str, hooks: list[dict[str, Any]]) -> Check:
+    """Whether the backend's webhooks tell it of all that is to be learned from and checked."""
+    full = [hook for hook in hooks if hook.get("send_payload", True)]
+    if not full:
+        detail = "the webhook of the backend sends no payload: it does not say which annotation was submitted"
+        return Check(title, "problem", detail, BARE_REMEDY)
+    sent = {action for hook in full for action in hook.get("actions") or ()}
+    missing = [] if any(h.get("send_for_all_actions", True) for h in full) else [a for a in NEWS if a not in sent]
+    if not missing:
+        return Check(title, "ok", "annotations are reported to the backend")
+    return Check(
+        title,
+        "problem" if set(missing) & set(SUBMITTED) else "warning",
+        f"the webhook of the backend is not sent for {', '.join(missing)}",
+        "in Label Studio, under Settings > Webhooks, let it be sent for all actions",
     )
 
 
@@ -281,7 +301,7 @@ def _image(
     tasks = client.call("GET", "/api/tasks", project=project, page_size=1, fields="all").get("tasks", [])
     if not tasks or predictor is None:
         return Check(f"{name}: images", "ok", "no task to try")
-    for tag in config.images:
+    for tag in config.for_task(tasks[0]["data"]).images:
         for _, url in tag.urls(tasks[0]["data"]):
             image = predictor.images.load(url, tasks[0]["id"])
             return Check(f"{name}: images", "ok", f"task {tasks[0]['id']}: {image.shape[1]}x{image.shape[0]} pixels")

@@ -5,6 +5,7 @@ Label Studio calls webhooks once, inside the annotator's own request, and waits 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
@@ -12,14 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from .databases import complaint, is_damaged, open_soundly
 
-__all__ = ["SUBMITTED", "Event", "Inbox", "open_inbox"]
+__all__ = ["BARE_REMEDY", "BUTTON", "NEWS", "SUBMITTED", "Event", "Inbox", "count_annotations", "open_inbox"]
 
 SUBMITTED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 """Actions that bring an annotation, new or changed."""
+NEWS = (*SUBMITTED, "ANNOTATIONS_DELETED", "TASKS_DELETED")
+"""Actions after which there is something else to learn from."""
+BUTTON = "START_TRAINING"
+"""The action of Label Studio's button for it."""
+log = logging.getLogger(__name__)
+BARE_REMEDY = "in Label Studio, under Settings > Webhooks, turn on Send payload for the webhook of this backend"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -61,6 +69,23 @@ class Event:
     project: int | None
     body: bytes = b""
     annotations: int = 0
+
+
+def count_annotations(event: Mapping[str, Any]) -> int:
+    """How many annotations an event is about: one, a list of new ones, or a list of deleted ones."""
+    about = event.get("annotation") or event.get("annotations")
+    return len(about) if isinstance(about, list) else int(isinstance(about, dict))
+
+
+def _is_bare(action: str, project: object, annotations: int) -> bool:
+    """Whether an event tells of news and not what they are about, so that nothing can follow from it.
+
+    Args:
+        action: What happened.
+        project: Id, or None.
+        annotations: How many annotations it names.
+    """
+    return (action in (*NEWS, BUTTON) and project is None) or (action in SUBMITTED and not annotations)
 
 
 def open_inbox(folder: Path) -> Inbox:
@@ -123,7 +148,7 @@ class Inbox:
             db.close()
 
     def put(self, action: str, project: object, body: bytes, annotations: int = 0) -> int:
-        """Store an event durably and return its id.
+        """Store an event durably and return its id; of one that says too little there is a warning.
 
         Args:
             action: What happened, as the sender calls it.
@@ -134,6 +159,8 @@ class Inbox:
         action = action.encode(errors="replace").decode()  # half a surrogate pair cannot be stored
         if not isinstance(project, int) or isinstance(project, bool) or not 0 <= project < 2**63:
             project = None
+        if _is_bare(action, project, annotations):
+            log.warning("a webhook says %s and not what that is about; nothing comes of it: %s", action, BARE_REMEDY)
         with self._connection() as db:
             cursor = db.execute(
                 "INSERT INTO events (received, action, project, body, annotations) VALUES (?, ?, ?, ?, ?)",
@@ -183,6 +210,16 @@ class Inbox:
             if row is not None:
                 yield row[0]
             after = number
+
+    def bare(self, since: float) -> int:
+        """The number of events received since a time, Unix seconds, that do not say what they are about."""
+        with self._connection() as db:
+            rows = db.execute(
+                "SELECT action, project, annotations FROM events WHERE received >= ? "
+                "AND (project IS NULL OR annotations = 0)",
+                (since,),
+            ).fetchall()
+        return sum(_is_bare(*row) for row in rows)
 
     def projects(self) -> list[int]:
         """All projects that events were about."""

@@ -6,6 +6,7 @@ Jobs can be started there, too.
 from __future__ import annotations
 
 import ipaddress
+import time
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from flask import Blueprint, Response, abort, jsonify, redirect, render_template
 from werkzeug.wrappers import Response as Answer
 
 from .checking import REPORT
-from .inbox import SUBMITTED, Inbox
+from .inbox import BARE_REMEDY, SUBMITTED, Inbox
 from .jobs import Job, JobQueue
 from .models import Models, project_folder
 from .refining import PICTURES
@@ -24,6 +25,8 @@ __all__ = ["status_pages"]
 
 _SHOWN = 20
 _PROJECTS = 100
+_BARE_SHOWN = 24 * 3600.0
+"""Seconds that the page warns of webhooks that say nothing."""
 _KINDS = {"qc": "Check the masks", "refine": "Refine the masks"}
 """Jobs that the page starts, and what is on their buttons."""
 
@@ -57,7 +60,7 @@ def status_pages(settings: Settings, models: Models, queue: JobQueue, inbox: Inb
         return render_template(
             "status.html", pictures=shown(), version=models.base.model_version,
             projects=[_project(models, number) for number in projects()], jobs=queue.jobs()[:_SHOWN], kinds=_KINDS,
-            waiting=len(inbox.pending_heads()),
+            waiting=len(inbox.pending_heads()), bare=inbox.bare(time.time() - _BARE_SHOWN), remedy=BARE_REMEDY,
         )  # fmt: skip
 
     @pages.get("/jobs")

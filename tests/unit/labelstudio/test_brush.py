@@ -123,6 +123,14 @@ def test_only_alpha_counts_and_from_128_on() -> None:
     assert decode_brush(rle, 2, 2).tolist() == [[False, True], [False, True]]
 
 
+@pytest.mark.parametrize("alpha", [1, 2, 100, 127, 128, 254])
+def test_the_threshold_is_half_of_the_largest_alpha(alpha: int) -> None:
+    """Of a tool that paints with a hundred; the soft edge is below half of it."""
+    pixels = [(9, 9, 9, 0), (0, 0, 0, alpha), (9, 9, 9, alpha), (9, 9, 9, alpha // 3)]
+    rle = Bits(16).literal([value for pixel in pixels for value in pixel]).bytes()
+    assert decode_brush(rle, 2, 2).tolist() == [[False, True], [True, False]]
+
+
 @given(
     arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=6)),
     st.sampled_from([(3, 4, 8, 16), (1, 2, 3, 4), (16, 16, 16, 16), (5, 7, 9, 11)]),
@@ -141,7 +149,7 @@ def test_any_mixture_of_runs_is_read(alpha: np.ndarray, sizes: tuple[int, int, i
         else:
             bits.literal(flat[at : at + length], size)
         at += length
-    assert np.array_equal(decode_brush(bits.bytes(), *alpha.shape), alpha > 127)
+    assert np.array_equal(decode_brush(bits.bytes(), *alpha.shape), alpha > alpha.max() / 2)
 
 
 RING = GOLDEN[1]

@@ -132,6 +132,66 @@ def test_closed_vector_is_a_polygon() -> None:
         region("vectorlabels", vertices=vertices, closed=False).mask(H, W)
 
 
+def curve(x: float, y: float, arm: tuple[float, float] | None, number: int) -> dict[str, Any]:
+    """A vertex with handles `arm` before and behind it, or a corner."""
+    before = str(number - 1) if number else None
+    vertex: dict[str, Any] = {"id": str(number), "x": x, "y": y, "isBezier": arm is not None, "prevPointId": before}
+    if arm is not None:
+        vertex["controlPoint1"] = {"x": x - arm[0], "y": y - arm[1]}
+        vertex["controlPoint2"] = {"x": x + arm[0], "y": y + arm[1]}
+    return vertex
+
+
+FOUR = [((50, 10), (25, 0)), ((90, 50), (0, 25)), ((50, 90), (-25, 0)), ((10, 50), (0, -25))]
+
+
+def test_curves_of_a_vector_are_curves() -> None:
+    vertices = [curve(*at, arm, n) for n, (at, arm) in enumerate(FOUR)]
+    mask = region("vectorlabels", vertices=vertices, closed=True).mask(72, 96)
+    assert mask.sum() == pytest.approx(3611, rel=0.01)
+    closing = [{**vertices[0], "prevPointId": "3"}, *vertices[1:]]  # as the editor closes it
+    assert np.array_equal(region("vector", vertices=closing, closed=True).mask(72, 96), mask)
+    shuffled = [vertices[i] for i in (2, 0, 3, 1)]  # followed by their ids
+    assert iou(region("vector", vertices=shuffled, closed=True).mask(72, 96), mask) > 0.999
+    bare = [{k: v for k, v in vertex.items() if k not in ("id", "prevPointId")} for vertex in vertices]
+    assert np.array_equal(region("vector", vertices=bare, closed=True).mask(72, 96), mask)
+    corners = [{**vertex, "isBezier": False} for vertex in vertices]
+    assert region("vector", vertices=corners, closed=True).mask(72, 96).sum() == pytest.approx(2212, rel=0.01)
+    half = [*vertices[:2], *corners[2:]]  # a curve with a handle at one end only is one, too
+    assert 2212 < region("vector", vertices=half, closed=True).mask(72, 96).sum() < 3000
+
+
+def test_two_curved_vertices_are_an_area() -> None:
+    lens = [curve(20, 50, (0, -40), 0), curve(80, 50, (0, 40), 1)]
+    mask = region("vectorlabels", vertices=lens, closed=True).mask(H, W)
+    assert mask_box(mask) == pytest.approx((40, 20, 160, 80), abs=1.5) and mask[50, 100]
+    with pytest.raises(RegionError, match="fewer than 3"):
+        region("vector", vertices=[curve(1, 1, None, 0), curve(9, 9, None, 1)], closed=True).mask(H, W)
+
+
+@pytest.mark.parametrize("handle", ["x", [1], {}, {"x": 1}, {"x": "1", "y": 1}, {"x": math.nan, "y": 1}])
+def test_bad_handles(handle: Any) -> None:
+    vertices = [curve(*at, arm, n) for n, (at, arm) in enumerate(FOUR)]
+    vertices[2]["controlPoint1"] = handle
+    with pytest.raises(RegionError):
+        region("vector", vertices=vertices, closed=True).mask(H, W)
+
+
+PIXELS: dict[str, dict[str, Any]] = {
+    "polygonlabels": {"points": [[300, 200], [500, 200], [500, 400]]},
+    "vectorlabels": {"vertices": [{"x": 300, "y": 200}, {"x": 500, "y": 200}, {"x": 500, "y": 400}], "closed": True},
+    "ellipselabels": {"x": 400, "y": 300, "radiusX": 50, "radiusY": 50},
+    "rectanglelabels": {"x": 300, "y": 200, "width": 80, "height": 60},
+    "polygon": {"points": [[50, 50], [90, 50], [600, 400]]},  # partly on the image
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pixels_instead_of_percent_are_asked_for(kind: str) -> None:
+    with pytest.raises(RegionError, match=r"outside of the image: are these pixels\? Coordinates are percent"):
+        region(kind, **PIXELS[kind]).mask(H, W)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "RGB", "I;16"])
 def test_bitmasks_of_every_mode(mode: str, shapes: dict[str, np.ndarray]) -> None:
     """With alpha the mask is where anything is drawn, be it black; without, where the picture is not black."""
@@ -156,6 +216,38 @@ def test_bitmasks_of_every_mode(mode: str, shapes: dict[str, np.ndarray]) -> Non
     else:
         url = data_url(picture)
     assert np.array_equal(region("bitmasklabels", imageDataURL=url).mask(*mask.shape), mask)
+
+
+@pytest.mark.parametrize("mode", ["opaque RGBA", "opaque LA", "alpha 100", "white, alpha", "soft alpha", "palette"])
+def test_bitmaps_are_read_by_alpha_only_where_it_varies(mode: str, shapes: dict[str, np.ndarray]) -> None:
+    mask = shapes["ring"]
+    levels = mask.astype(np.uint8)
+    full = np.full(mask.shape, 255, np.uint8)
+    if mode == "opaque RGBA":
+        picture = PilImage.fromarray(np.dstack([levels * 255] * 3 + [full]))
+    elif mode == "opaque LA":
+        picture = PilImage.merge("LA", [PilImage.fromarray(levels * 200), PilImage.fromarray(full)])
+    elif mode == "alpha 100":
+        picture = PilImage.fromarray(np.dstack([levels * 0] * 3 + [levels * 100]))
+    elif mode == "white, alpha":
+        picture = PilImage.fromarray(np.dstack([full] * 3 + [levels * 255]))
+    elif mode == "soft alpha":
+        edge = cv2.dilate(levels, np.ones((3, 3), np.uint8)) - levels
+        picture = PilImage.fromarray(np.dstack([levels * 0] * 3 + [levels * 200 + edge * 60]))
+    else:  # black and white, one of them named transparent that is not used
+        picture = PilImage.fromarray(levels)
+        picture.putpalette([0, 0, 0, 255, 255, 255, 9, 9, 9])
+    url = data_url(picture, **({"transparency": 2} if mode == "palette" else {}))
+    assert np.array_equal(region("bitmasklabels", imageDataURL=url).mask(*mask.shape), mask)
+    prediction = region("brushlabels", maskDataURL=url)  # as some tools give it to the editor
+    assert prediction.shape == "brush" and np.array_equal(prediction.mask(*mask.shape), mask)
+
+
+def test_a_bitmap_of_one_colour_is_the_whole_image_if_it_is_there_at_all() -> None:
+    for colour, share in (((0, 0, 0, 255), 1), ((255, 255, 255, 255), 1), ((9, 9, 9, 100), 1), ((0, 0, 0, 0), 0)):
+        url = data_url(PilImage.new("RGBA", (W, H), colour))
+        assert region("bitmask", imageDataURL=url).mask(H, W).mean() == share, colour
+    assert not region("bitmask", imageDataURL=data_url(PilImage.new("L", (W, H)))).mask(H, W).any()
 
 
 def test_fully_transparent_bitmask_is_empty() -> None:

@@ -12,6 +12,7 @@ from label_studio_segagent.cli import app as command_line
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.server.app import create_app
 from label_studio_segagent.server.doctor import Check, examine
+from label_studio_segagent.server.inbox import NEWS, SUBMITTED
 from label_studio_segagent.server.models import load_version, version_store
 from label_studio_segagent.server.predictor import Predictor
 from label_studio_segagent.training.versions import Version
@@ -231,6 +232,31 @@ def test_only_the_first_backend_is_asked(diagnose: Diagnose, studio: Any, backen
     studio.routes["/api/ml"] = [{"url": backend, "readable_state": "Connected"}] * 2
     checks = diagnose()
     assert bad(checks) == {"project 3: backend": "warning"} and "only the first" in checks["project 3: backend"].detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "found"),
+    [
+        ({"send_payload": False}, "problem", "sends no payload"),
+        ({"send_payload": True, "send_for_all_actions": True, "actions": []}, "ok", "are reported"),
+        ({"send_for_all_actions": False, "actions": ["TASKS_CREATED"]}, "problem", "ANNOTATION_CREATED"),
+        ({"send_for_all_actions": False, "actions": ["ANNOTATION_CREATED"]}, "problem", "ANNOTATION_UPDATED"),
+        ({"send_for_all_actions": False, "actions": [*SUBMITTED]}, "warning", "ANNOTATIONS_DELETED, TASKS_DELETED"),
+        ({"send_for_all_actions": False, "actions": None}, "problem", "ANNOTATION_CREATED"),
+        ({"send_for_all_actions": False, "actions": [*NEWS]}, "ok", "are reported"),
+    ],
+)
+def test_a_webhook_that_says_too_little(
+    diagnose: Diagnose, studio: Any, backend: str, fields: Any, status: str, found: str
+) -> None:
+    studio.routes["/api/webhooks/"] = [{"url": f"{backend}/webhook", "is_active": True, **fields}]
+    check = diagnose()["project 3: webhook"]
+    assert (
+        check.status == status and found in check.detail and ("Settings > Webhooks" in check.remedy) != (status == "ok")
+    )
+    # Another one that says all makes up for it.
+    studio.routes["/api/webhooks/"] += [{"url": f"{backend}/webhook/", "send_payload": True}]
+    assert diagnose()["project 3: webhook"].status == "ok"
 
 
 @pytest.mark.parametrize("hooks", [[], [{"url": "http://else/webhook"}], "inactive"])

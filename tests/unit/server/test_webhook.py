@@ -41,6 +41,28 @@ def test_every_action_is_stored_before_the_answer(client: FlaskClient, inbox: In
     assert abs(event.received - time.time()) < 60
 
 
+@pytest.mark.parametrize(
+    "body",
+    [{"action": "ANNOTATION_CREATED"}, {"action": "ANNOTATION_UPDATED", "project": {"id": 3}},
+     {"action": "ANNOTATIONS_DELETED"}, {"action": "START_TRAINING", "project": 3}],
+)  # fmt: skip
+def test_a_call_without_payload_is_warned_of(
+    client: FlaskClient, inbox: Inbox, caplog: pytest.LogCaptureFixture, body: dict[str, Any]
+) -> None:
+    """As Label Studio sends it where "Send payload" is off."""
+    full = {"action": "ANNOTATION_CREATED", "project": {"id": 3}, "annotation": {"id": 1}}
+    for fine in (full, {"action": "START_TRAINING", "project": {"id": 3}}, {"action": "PROJECT_UPDATED"}):
+        assert client.post("/webhook", json=fine).status_code == 201
+    page = client.get("/", headers={"Accept": "text/html"}).text
+    assert not caplog.records and inbox.bare(0) == 0 and "Send payload" not in page
+    assert client.post("/webhook", json=body).status_code == 201
+    assert body["action"] in caplog.text and "turn on Send payload" in caplog.text
+    assert inbox.bare(0) == 1 and inbox.bare(time.time() + 9) == 0
+    inbox.mark_done(*(event.id for event in inbox.pending_heads()))
+    page = client.get("/", headers={"Accept": "text/html"}).text
+    assert "1 call of webhooks" in page and "turn on Send payload" in page
+
+
 def test_the_body_is_kept_as_it_came(client: FlaskClient, inbox: Inbox) -> None:
     raw = '{"action":"X",  "text": "日本語 ✂ \\ud83d\\ude00", "number": 1e400, "nan": NaN}'.encode()
     assert client.post("/webhook", data=raw, content_type="application/json").status_code == 201
