@@ -225,7 +225,7 @@ class Predictor:
             InputError: The task or an image cannot be used.
         """
         data = _task_data(task)
-        config = config.for_task(data)
+        project, config = config, config.for_task(data)
         prompt = _given_prompt(config, task)
         items = []
         for tag in config.images:
@@ -238,7 +238,7 @@ class Predictor:
                     text = prompt if prompt and len(outputs) == 1 else label.prompt(data)
                     items.append(Item(index, image, text, control, label, item_index))
         if not any(tag.urls(data) for tag in config.images):
-            fields = ", ".join(repr(tag.field) for tag in config.images)
+            fields = ", ".join(repr(tag.field) for tag in project.images)
             raise InputError(f"the task has no image URL in {fields}; its data has {sorted(map(str, data))[:20]}")
         return items
 

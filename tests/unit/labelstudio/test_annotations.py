@@ -200,6 +200,23 @@ def test_an_image_that_the_config_does_not_have_is_named(read: Any) -> None:
     assert "annotation 5: the labelling config has no Image 'photo'; it has: 'image'" in read.failures[0][1]
 
 
+def test_pages_of_a_repeater(read: Any, studio: Studio) -> None:
+    studio.config = """<View><Repeater on="$document" indexFlag="{{idx}}">
+      <Image name="page_{{idx}}" value="$document[{{idx}}].page"/>
+      <BrushLabels name="b_{{idx}}" toName="page_{{idx}}">
+        <Label value="cat" hint="$document[{{idx}}].what"/></BrushLabels>
+      </Repeater></View>"""
+    pages = [{"page": f"/data/upload/1/{name}-cat.png", "what": f"cat of {name}"} for name in "ab"]
+    [result] = drawn(ring())
+    result |= {"to_name": "page_1", "from_name": "b_1", "value": {**result["value"], "brushlabels": ["cat"]}}
+    gone = {**result, "id": "gone", "to_name": "page_2"}
+    records = read(task(1, annotation(5, [result, gone]), data={"document": pages}), absent=True)
+    assert [(r.prompt, bool(r.meta.get("absent"))) for r in records if r.meta["to_name"] == "page_1"] == [
+        ("cat of b", False)
+    ]
+    assert len(read.failures) == 1 and "no Image 'page_2'; it has: 'page_0', 'page_1'" in read.failures[0][1]
+
+
 # what becomes of it
 
 

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from label_studio_segagent.agent.rollout import Rollout
+from label_studio_segagent.errors import InputError
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.hlmat.trajectory import Sample, Step, Trajectory
 from label_studio_segagent.labelstudio.brush import encode_brush
@@ -226,6 +227,19 @@ def test_the_picture_of_a_value_list(
         assert [(c.x, c.y) for c in clicks] == [expected]
 
 
+def test_a_click_on_a_page_of_a_repeater(recorded: Callable[..., Any], task: Any, scene: Sample, uri: Any) -> None:
+    config = """<View><Repeater on="$pages" indexFlag="{{idx}}"><Image name="page_{{idx}}" value="$pages[{{idx}}].url"/>
+      <BrushLabels name="b_{{idx}}" toName="page_{{idx}}">
+        <Label value="object" hint="$pages[{{idx}}].what"/></BrushLabels>
+      <KeyPointLabels name="k_{{idx}}" toName="page_{{idx}}">
+        <Label value="object"/></KeyPointLabels></Repeater></View>"""
+    given = task(1, pages=[{"url": "no image"}, {"url": uri(scene.image), "what": "the second"}])
+    click = key_point(*INSIDE, to_name="page_1", from_name="k_1")
+    assert recorded(click, given=given, config=config)[1][0] == "the second"
+    with pytest.raises(InputError, match="no Image 'page_2'; it has: 'page_0', 'page_1'"):
+        recorded({**click, "to_name": "page_2"}, given=given, config=config)
+
+
 def test_an_item_index_on_a_single_picture(recorded: Callable[..., Any]) -> None:
     assert recorded(key_point(*INSIDE, item_index=0))[0] == "follow"
 
@@ -234,6 +248,25 @@ def test_ids_are_fresh_and_versions_agree(interact: Callable[..., Any], client: 
     answers = [interact([key_point(*INSIDE)]).json["results"][0] for _ in range(3)]
     assert len({answer["result"][0]["id"] for answer in answers}) == 3
     assert {answer["model_version"] for answer in answers} == {client.post("/setup").json["model_version"]}
+
+
+def test_a_magic_wand_is_corrected_like_a_brush(interact: Callable[..., Any], task: Any, scene: Sample) -> None:
+    old = {**drawn(scene.mask, "brush"), "id": "old", "type": "magicwand"}
+    twin = {**old, "type": "keypointlabels", "value": {**old["value"], "keypointlabels": ["object"]}}
+    for there in ([old, twin], [twin, old]):
+        there[0]["value"]["labels"] = ["object"]
+        [region] = interact([key_point(*INSIDE)], [task() | {"annotations": [{"id": 9, "result": there}]}]).json[
+            "results"
+        ][0]["result"]
+        assert region["id"] == "old"
+
+
+def test_a_prompt_with_a_label_of_its_own_corrects_the_region_of_the_output(
+    interact: Callable[..., Any], task: Any, scene: Sample
+) -> None:
+    there = [task() | {"annotations": [{"id": 9, "result": [drawn(scene.mask, "brush") | {"id": "old"}]}]}]
+    [region] = interact([key_point(*INSIDE, label="click here")], there).json["results"][0]["result"]
+    assert region["id"] == "old" and region["value"]["brushlabels"] == ["object"]
 
 
 def test_each_label_has_its_own_output(interact: Callable[..., Any]) -> None:

@@ -184,6 +184,35 @@ def test_a_value_list(
     assert iou(mask_of(regions[1], scene), scene.mask[:, ::-1]) > 0.9
 
 
+REPEATED = """<View><Repeater on="$document" indexFlag="{{idx}}">
+  <Image name="page_{{idx}}" value="$document[{{idx}}].page"/>
+  <BrushLabels name="labels_{{idx}}" toName="page_{{idx}}">
+        <Label value="cat" hint="$document[{{idx}}].what"/></BrushLabels>
+</Repeater></View>"""
+
+
+def test_nested_fields_and_repeaters(
+    client: FlaskClient, body: Body, task: Task, check_prediction: Check, scene: Sample, uri: Any, config: str
+) -> None:
+    """As Label Studio's page finds them in the data of a task."""
+    scene_uri, other = uri(scene.image), mirrored(scene, uri)
+    for source, data in (
+        ('value="$photo.url"', {"photo": {"url": scene_uri}}),
+        ('value="$photos[1].page"', {"photos": [{"page": other}, {"page": scene_uri}]}),
+        ('valueList="$doc.pages"', {"doc": {"pages": [scene_uri]}}),
+        ('value="data:image/png;$rest"', {"rest": scene_uri.partition(";")[2]}),
+    ):
+        nested = config.replace('value="$image"', source)
+        [region] = check_prediction(predict(client, body([task(1, **data)], nested))["results"][0])
+        assert iou(mask_of(region, scene), scene.mask) > 0.9, source
+    pages = [{"page": scene_uri, "what": "the left one"}, {"page": other}]
+    tasks = [task(1, document=pages), task(2, document=[]), task(3, document=pages[:1])]
+    answer = predict(client, body(tasks, REPEATED))
+    found = [[(r["to_name"], r["from_name"]) for r in p["result"]] if p else None for p in answer["results"]]
+    assert found == [[("page_0", "labels_0"), ("page_1", "labels_1")], None, [("page_0", "labels_0")]]
+    assert "no image URL in 'document[0].page'" in answer["failures"][0]["error"]
+
+
 def test_every_output_shape(client: FlaskClient, body: Body, check_prediction: Check, scene: Sample) -> None:
     for tag, kind, floor in (
         ("BitmaskLabels", "bitmasklabels", 0.9),
