@@ -239,14 +239,15 @@ def _is_crowd(value: Any) -> bool:
 
 
 def _kept_apart(images: list[CocoImage]) -> Iterator[CocoImage]:
-    """The images; those whose different names lead to one file are no use: one of them would be another's."""
+    """The images; those whose different names lead to one file are no use, unless it has just that name."""
     names: dict[Path, Counter[str]] = {}
     for image in images:
         if not image.problem:
             names.setdefault(image.path, Counter())[str(image.row.get("file_name")).replace("\\", "/")] += 1
     for image in images:
         rivals = names.get(image.path) or Counter[str]()
-        if image.problem or len(rivals) < 2:
+        name = str(image.row.get("file_name")).replace("\\", "/")
+        if image.problem or len(rivals) < 2 or image.path.as_posix().endswith(f"/{name}"):
             yield image
             continue
         problem = f"{', '.join(sorted(rivals)[:3])} would all be the file {image.path}; --images says where they are"

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
@@ -31,6 +32,8 @@ _HEIF = "HEIF"
 _TURNS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 _ORIENTATION = 0x0112
+_BITS = 258
+"""The TIFF tag with the bits of each channel."""
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, SyntaxError, EOFError, TypeError, struct.error)
@@ -52,7 +55,7 @@ def as_exif(text: str | None) -> Exif | None:
 def decode_image(data: bytes, max_pixels: int | None = None, exif: Exif = "applied") -> Image:
     """Decode an image file as a browser shows it: first frame, what is transparent on white, RGB uint8 (H, W, 3).
 
-    Grey images of more than 8 bits are scaled, not clipped: the largest value becomes white, unless it is below 255
+    Images of more than 8 bits are scaled, not clipped: the largest value becomes white, unless it is below 255
     (below 1.0 of floating point numbers), and the smallest black where there are negative ones.
 
     Args:
@@ -65,7 +68,7 @@ def decode_image(data: bytes, max_pixels: int | None = None, exif: Exif = "appli
             says what it is instead, if that can be told, and what to do.
     """
     with _opened(data, max_pixels) as picture:
-        return _pixels(picture, max_pixels, exif)
+        return _pixels(picture, exif)
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif | None = None) -> Image:
@@ -82,7 +85,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif | Non
     """
     with _file(path) as picture:
         picture.load()  # some formats have their EXIF tags behind the pixels
-        return _pixels(picture, None, _frame(picture, size, exif)[1])
+        return _pixels(picture, _frame(picture, size, exif)[1])
 
 
 def picture_frame(path: Path, size: tuple[int, int] | None = None, exif: Exif | None = None) -> tuple[int, int, Exif]:
@@ -121,13 +124,7 @@ def _frame(picture: PilImage.Image, size: tuple[int, int] | None, exif: Exif | N
     return shown if exif == "applied" else stored, exif
 
 
-def _pixels(picture: PilImage.Image, max_pixels: int | None, exif: Exif) -> Image:
-    width, height = picture.size
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageError(
-            f"the image has {width}x{height} pixels, more than the {max_pixels} allowed; "
-            "downscale it or raise SEGAGENT_MAX_PIXELS"
-        )
+def _pixels(picture: PilImage.Image, exif: Exif) -> Image:
     return np.array(_to_rgb(picture if exif == "ignored" else ImageOps.exif_transpose(picture)))
 
 
@@ -143,13 +140,19 @@ def _file(path: Path) -> Iterator[PilImage.Image]:
 
 @contextmanager
 def _opened(data: bytes, max_pixels: int | None = None) -> Iterator[PilImage.Image]:
-    """A picture, not decoded yet; whatever is wrong with it becomes an ImageError."""
+    """A picture, mostly not decoded yet; whatever is wrong with it becomes an ImageError."""
     formats = (*_FORMATS, _HEIF) if _has_heif() else _FORMATS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels: our own limit follows; of odd metadata: they are not used
             with PilImage.open(io.BytesIO(data), formats=formats) as picture:
-                yield picture
+                width, height = picture.size
+                if max_pixels is not None and width * height > max_pixels:
+                    raise ImageError(
+                        f"the image has {width}x{height} pixels, more than the {max_pixels} allowed; "
+                        "downscale it or raise SEGAGENT_MAX_PIXELS"
+                    )
+                yield _with_8_bits(picture, data) if _has_deep_colours(picture, data) else picture
     except PilImage.DecompressionBombError as error:
         allowed = max_pixels or 2 * (PilImage.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"the image is larger than the {allowed} pixels allowed: {error}") from error
@@ -167,6 +170,29 @@ def _has_heif() -> bool:
     return True
 
 
+def _has_deep_colours(picture: PilImage.Image, data: bytes) -> bool:
+    """Whether it has several channels of 16 bits, of which Pillow keeps the upper 8, which may all be 0."""
+    if picture.format == "PNG":
+        return data[24] == 16 and len(picture.getbands()) > 1  # the depth in the header, which is always the first
+    depths = getattr(picture, "tag_v2", {}).get(_BITS, ()) if picture.format == "TIFF" else ()
+    return len(depths) > 1 and max(depths) == 16
+
+
+def _with_8_bits(picture: PilImage.Image, data: bytes) -> PilImage.Image:
+    """Such a picture with its colours scaled; its EXIF tags are kept."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return picture
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[1::-1] != picture.size:
+        return picture
+    colours = _scaled(pixels[..., 2::-1])
+    alpha = np.asarray(pixels[..., 3:] // 256, np.uint8)
+    made = PilImage.fromarray(np.ascontiguousarray(np.concatenate([colours, alpha], 2)))
+    made.info["exif"] = picture.getexif().tobytes()
+    return made
+
+
 def _to_rgb(picture: PilImage.Image) -> PilImage.Image:
     if picture.mode.startswith(("I", "F")):  # more than 8 bits would be clipped, not scaled
         picture = PilImage.fromarray(_scaled(np.asarray(picture)))
@@ -176,7 +202,7 @@ def _to_rgb(picture: PilImage.Image) -> PilImage.Image:
 
 
 def _scaled(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Grey levels of any type, (H, W), as uint8."""
+    """Levels of any type, (H, W) or (H, W, 3), as uint8."""
     floating = np.issubdtype(levels.dtype, np.floating)
     values = levels.astype(np.float32)
     known = values[np.isfinite(values)]

@@ -231,4 +231,6 @@ def _trajectory(item: _Object, rollout: Rollout | None) -> Trajectory:
         "result": encode_mask(rollout.mask), "predicted_iou": rollout.predicted_iou,
         "target": encode_mask(item.sample.mask),
     }  # fmt: skip
+    if item.record.exif is not None:
+        meta["exif"] = item.record.exif
     return replace(rollout.trajectory, image=item.sample.path, meta=meta)

@@ -106,6 +106,7 @@ def star(
     """
     from ..datasets import load_dataset
     from ..datasets.image_file import as_exif
+    from ..errors import InputError
     from ..hlmat.trajectory import read_trajectories
     from ..policies import load_policy
     from ..segmenters import load_segmenter
@@ -116,6 +117,8 @@ def star(
     with reporting() as tell:
         tool = load_segmenter(segmenter)
         samples = _samples(load_dataset(data, split=split, exif=as_exif(exif)), limit)
+        if not samples:
+            raise InputError(f"no object of {data} can be used")
         unseen = [] if held_out is None else load_dataset(data, split=held_out, exif=as_exif(exif))
         exam = _samples(unseen, max(1, limit // 10))
         original = None if not trajectories else [t for file in trajectories for t in read_trajectories(file)]

@@ -202,6 +202,11 @@ def test_two_names_that_lead_to_one_file_are_no_use(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"d1/a\.png, d2/a\.png would all be the file .*a\.png; --images"):
         coco_records(path)
+    content["images"][0]["file_name"] = "a.png"  # the other one is not there
+    path.write_text(json.dumps(content))
+    assert [record.problem == "" for record in coco_records(path)] == [True, False, False]
+    content["images"][0]["file_name"] = "d1/a.png"
+    path.write_text(json.dumps(content))
     for folder in ("d1", "d2"):
         (tmp_path / "images" / folder).mkdir()
         PilImage.new("RGB", (20, 10)).save(tmp_path / "images" / folder / "a.png")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as PilImage
@@ -35,6 +36,13 @@ def palette(**options: Any) -> bytes:
     return encoded(picture, **options)
 
 
+def deep(suffix: str, *pixels: tuple[int, ...]) -> bytes:
+    """A picture with 16 bits in each of its channels, which are in the order RGBA."""
+    array = np.array([pixels], np.uint16)
+    array[..., :3] = array[..., 2::-1]
+    return bytes(cv2.imencode(suffix, array)[1])
+
+
 def turned(orientation: int) -> bytes:
     exif = PilImage.Exif()
     exif[0x0112] = orientation
@@ -46,6 +54,10 @@ PICTURES: dict[str, tuple[bytes, list[list[int]] | list[int]]] = {
     "16 bit PNG, an object of 4095 on 1200": (encoded(grey(1200, 4095, dtype=np.uint16)), [74, 255]),
     "16 bit TIFF": (encoded(grey(0, 30000, 60000, dtype=np.uint16), "TIFF"), [0, 127, 255]),
     "16 bit that holds 8": (encoded(grey(0, 7, 200, dtype=np.uint16)), [0, 7, 200]),
+    "16 bit colours PNG": (deep(".png", (0, 1200, 4095), (600, 0, 0)), [[0, 74, 255], [37, 0, 0]]),
+    "16 bit colours TIFF": (deep(".tiff", (0, 1200, 4095), (600, 0, 0)), [[0, 74, 255], [37, 0, 0]]),
+    "16 bit colours, all of them": (deep(".png", (0, 0, 65535), (257, 514, 0)), [[0, 0, 255], [1, 2, 0]]),
+    "16 bit colours with alpha": (deep(".png", (0, 0, 4095, 65535), (9, 9, 9, 0)), [[0, 0, 255], [255] * 3]),
     "signed 32 bit": (encoded(grey(-1000, 0, 1000, 3000, dtype=np.int32), "TIFF"), [0, 63, 127, 255]),
     "negative only": (encoded(grey(-300, -200, -100, dtype=np.int32), "TIFF"), [0, 127, 255]),
     "32 bit": (encoded(grey(0, 50000, 100000, dtype=np.int32), "TIFF"), [0, 127, 255]),
