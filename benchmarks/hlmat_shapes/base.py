@@ -156,7 +156,10 @@ def _losses(model: Any, helpers: Any, batch: dict[str, Any]) -> tuple[Any, Any, 
     labels = batch["labels"][:, -answers:]
     logits, labels = output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     text_loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
-    facets = helpers.patches(output.image_hidden_states.reshape(-1, 256)).split([*_FACETS, 1], 1)
+    seen = output.image_hidden_states
+    if not isinstance(seen, torch.Tensor):  # one for each image, since transformers 5.24
+        seen = torch.cat(tuple(seen))
+    facets = helpers.patches(seen.reshape(-1, 256)).split([*_FACETS, 1], 1)
     shown = batch["patches"].reshape(-1, len(_FACETS) + 1)
     losses = [torch.nn.functional.cross_entropy(f, shown[:, i].long()) for i, f in enumerate(facets[:-1])]
     losses.append(torch.nn.functional.binary_cross_entropy_with_logits(facets[-1][:, 0], shown[:, -1]))
