@@ -14,6 +14,8 @@ import label_studio_segagent
 from label_studio_segagent.datasets.coco import read_coco
 from label_studio_segagent.hlmat.trajectory import Sample
 
+pytest_plugins = ["no_skips"]
+
 settings.register_profile(
     "segagent",
     max_examples=60,

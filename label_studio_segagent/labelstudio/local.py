@@ -24,6 +24,8 @@ from .client import LabelStudioClient
 __all__ = ["LABEL_STUDIO_VERSION", "LocalLabelStudio", "find_label_studio", "free_port", "install_label_studio"]
 
 LABEL_STUDIO_VERSION = "1.23.2"
+_LOCK = Path(__file__).with_name("label-studio.txt")
+"""Exact versions of what comes with it, as tested; Python 3.10 cannot have all of them."""
 
 
 def free_port() -> int:
@@ -52,7 +54,9 @@ def install_label_studio(venv: Path) -> Path:
     Raises:
         ConfigError: pip failed; the message has its last lines.
     """
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", f"label-studio=={LABEL_STUDIO_VERSION}"]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip += ["-c", str(_LOCK)] if sys.version_info >= (3, 11) else []
+    pip += [f"label-studio=={LABEL_STUDIO_VERSION}"]
     for command in ([sys.executable, "-m", "venv", str(venv)], pip):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -259,3 +263,7 @@ class LocalLabelStudio:
             response = session.post("/api/token/", json={}, headers=headers)
             response.raise_for_status()
             return str(response.json()["token"])
+
+
+if __name__ == "__main__":
+    install_label_studio(Path(sys.argv[1]))

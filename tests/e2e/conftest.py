@@ -67,7 +67,7 @@ def photo_paths() -> list[Path]:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver; as root, `make browser` installs Debian's")
+        pytest.skip("no chromium with chromedriver; as root, `make system` installs Debian's")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS.split():

@@ -97,6 +97,10 @@ def test_an_install_takes_the_tested_version(tmp_path: Path, monkeypatch: pytest
     assert install_label_studio(tmp_path) == tmp_path / "bin" / "label-studio"
     assert commands[1][-1] == f"label-studio=={local.LABEL_STUDIO_VERSION}"
     assert commands[1][0] == str(tmp_path / "bin" / "python")
+    lock = Path(local.__file__).with_name("label-studio.txt")
+    if sys.version_info >= (3, 11):
+        assert commands[1][commands[1].index("-c") + 1] == str(lock)
+    assert f"label-studio=={local.LABEL_STUDIO_VERSION}\n" in lock.read_text("utf-8")
 
 
 def test_start_and_stop(program: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.quality.consensus import agreement, annotator_scores, consensus, majority, pixel_rule, staple
 
 needs_staple = pytest.mark.skipif(
-    importlib.util.find_spec("SimpleITK") is None, reason="needs the extra [staple] (SimpleITK)"
+    importlib.util.find_spec("SimpleITK") is None, reason="no SimpleITK; the extras staple and dev have it"
 )
 
 

@@ -20,7 +20,9 @@ from label_studio_segagent.segmenters.sam import SamSegmenter
 
 from .conftest import randomize
 
-pytestmark = pytest.mark.skipif(find_spec("segment_anything") is None, reason="segment-anything is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("segment_anything") is None, reason="no segment-anything; `make unit` installs it"
+)
 
 
 def _stand_in() -> dict[str, ModuleType]:
@@ -156,10 +158,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
             load_segmenter(f"sam:vit_b:{tmp_path / name}.pth")
 
 
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is there")
 def test_without_torchvision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
         if name.startswith(("segment_anything", "torchvision")):
             monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ConfigError, match=r"pip install 'label-studio-segagent\[sam\]'"):
         load_segmenter("sam:vit_b:x.pth")

@@ -25,10 +25,10 @@ from label_studio_segagent.server.jobs import Job, JobQueue, worker_name
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Redis server, where there is one."""
+    """A real Redis server."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("no redis-server")
+        pytest.skip("no redis-server; as root, `make system` installs Debian's")
     port = free_port()
     command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path_factory.mktemp("redis"))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def url(request: pytest.FixtureRequest) -> str:
     """Where the queue is; for Redis, emptied before each test."""
     if request.param == "sqlite":
