@@ -53,8 +53,8 @@ class Learner:
         """The agent after training on some images; with none, as it ships."""
         if not items:
             return self.start
-        settings = FitSettings(seconds=self.seconds, seed=seed)
-        fitted = self.trainer.fit(to_trajectories(items), self.folder, settings, images=lambda t: read(t.image))
+        settings, out = FitSettings(seconds=self.seconds, seed=seed), Path(tempfile.mkdtemp(dir=self.folder))
+        fitted = self.trainer.fit(to_trajectories(items), out, settings, images=lambda t: read(t.image))
         policy = embedded.EmbeddedPolicy(fitted.model.partition(":")[2], self.trainer.policy.segmenter)
         # Only label vectors were trained: an image looks the same to all of these policies.
         policy.sight = self.trainer.policy.sight

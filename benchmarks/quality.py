@@ -25,12 +25,12 @@ from rich.progress import track
 from rich.table import Table
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
+from label_studio_segagent.defaults import LEAST_GAIN
 from label_studio_segagent.hlmat.metrics import iou
 from label_studio_segagent.quality.calibration import fit_combination, shipped
 from label_studio_segagent.quality.evidence import Evidence, gather
 from label_studio_segagent.quality.inspection import inspect
 from label_studio_segagent.quality.issues import Thresholds
-from label_studio_segagent.server.refiner import LEAST_GAIN
 from label_studio_segagent.training.mask_corruption import corrupt_mask
 from label_studio_segagent.training.policy_data import Scene, is_development, read_scenes
 

@@ -15,6 +15,7 @@ from .demo import demo_config, demo_photos
 from .errors import ConfigError
 from .labelstudio.client import LabelStudioClient
 from .labelstudio.local import LocalLabelStudio, find_label_studio, free_port, install_label_studio
+from .labelstudio.tasks import iterate_tasks
 from .server.settings import Settings
 
 __all__ = ["run_live_demo", "start_backend"]
@@ -152,7 +153,7 @@ def _new_project(label_studio: LocalLabelStudio) -> int:
 
 
 def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:
-    tasks = client.call("GET", "/api/tasks", project=project, page_size=1000, fields="all")["tasks"]
+    tasks = list(iterate_tasks(client, project))
     done = {
         p["task"] for p in client.call("GET", "/api/predictions/", project=project) if p["model_version"] == version
     }

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .defaults import ANNOTATOR_STOP_IOU, MAX_CLICKS, SPOILED_STARTS
 from .errors import InputError, SegAgentError
 from .opening import DATA_HELP, ExifOption, opened
 from .terminal import console, errors, fail, show_failures
@@ -42,14 +43,16 @@ def trajectories(
     images: Annotated[Path | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
     label: Annotated[str | None, typer.Option(help="What objects are called that have no label of their own.")] = None,
     exif: ExifOption = None,
-    tau_stop: Annotated[float, typer.Option(help="A trajectory ends at this IoU.")] = 0.98,
+    tau_stop: Annotated[float, typer.Option(help="A trajectory ends at this IoU.")] = ANNOTATOR_STOP_IOU,
     tau_diff: Annotated[float, typer.Option(help="... and at a click that does not raise the IoU by more.")] = 0.0,
-    max_clicks: Annotated[int, typer.Option(help="... and after so many clicks (T).", min=0)] = 7,
+    max_clicks: Annotated[int, typer.Option(help="... and after so many clicks (T).", min=0)] = MAX_CLICKS,
     box_starts: Annotated[int, typer.Option(help="Trajectories from a box, for each object.", min=0)] = 0,
-    refine_starts: Annotated[int, typer.Option(help="Trajectories from a corrupted mask, each.", min=0)] = 1,
+    refine_starts: Annotated[
+        int, typer.Option(help="Trajectories from a corrupted mask, each.", min=0)
+    ] = SPOILED_STARTS,
     auxiliary: Annotated[
         int, typer.Option(help="Single steps, each: a corrupted mask, and the centre of its largest error.", min=0)
-    ] = 1,
+    ] = SPOILED_STARTS,
     jobs: Annotated[int, typer.Option(help="Processes; each loads the segmenter.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first so many objects.", min=1)] = None,

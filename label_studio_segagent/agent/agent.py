@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ..defaults import BEAM, CANDIDATES, MAX_CLICKS, STOP_IOU
 from ..errors import ConfigError, InputError
 from ..hlmat.actions import Click
 from ..hlmat.arrays import Box, Image, Mask
@@ -59,12 +60,12 @@ class SegAgent:
         self,
         policy: Policy,
         segmenter: Segmenter,
-        max_clicks: int = 7,
-        candidates: int = 1,
+        max_clicks: int = MAX_CLICKS,
+        candidates: int = CANDIDATES,
         *,
-        beam: int = 1,
+        beam: int = BEAM,
         tool_calls: int | None = None,
-        stop_iou: float = 0.95,
+        stop_iou: float = STOP_IOU,
         time_budget: float | None = None,
         cache: EmbeddingCache | None = None,
     ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..defaults import MAX_CLICKS
 from ..hlmat.actions import Action, Click, Finish
 from ..hlmat.arrays import Box, Mask
 from ..hlmat.trajectory import Step, Trajectory
@@ -77,7 +78,7 @@ class Attempt:
     prompt: str
     target: Target | None
     start: Mask | None = None
-    max_clicks: int = 7
+    max_clicks: int = MAX_CLICKS
     stopped: str = ""
     pending: Query | None = field(default=None, init=False)
     _now: _Rated = field(init=False)

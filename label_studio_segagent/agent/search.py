@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..defaults import BEAM, MAX_CLICKS
 from ..hlmat.actions import Click, Finish
 from ..hlmat.arrays import Box, Mask
 from ..hlmat.trajectory import Step, Trajectory
@@ -58,8 +59,8 @@ class TreeSearch:
     prompt: str
     target: Target | None
     start: Mask | None = None
-    max_clicks: int = 7
-    beam: int = 1
+    max_clicks: int = MAX_CLICKS
+    beam: int = BEAM
     tool_calls: int | None = None
     stopped: str = ""
     _fresh: list[_Node] = field(init=False)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..defaults import ANNOTATOR_STOP_IOU
 from .actions import Action, Click, Finish
 from .arrays import Mask
 from .metrics import iou
@@ -30,7 +31,7 @@ class SimulatedAnnotator:
         seed: Of the jitter.
     """
 
-    stop_iou: float = 0.98
+    stop_iou: float = ANNOTATOR_STOP_IOU
     jitter: float = 0.0
     seed: int = 0
 

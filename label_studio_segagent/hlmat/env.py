@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from ..defaults import MAX_CLICKS
 from .actions import Action, Click, Finish
 from .arrays import Image, Mask
 from .metrics import iou
@@ -55,7 +56,7 @@ class HLMATEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self,
         samples: Sequence[Sample],
         segmenter: _Segmenter,
-        max_clicks: int = 7,
+        max_clicks: int = MAX_CLICKS,
         size: tuple[int, int] | None = None,
     ) -> None:
         if not samples:

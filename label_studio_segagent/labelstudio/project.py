@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..datasets.record import Record
-from ..errors import ApiError, SegAgentError
+from ..errors import SegAgentError
 from .annotations import ACCEPTED_WEIGHT, TaskReader
 from .client import LabelStudioClient
 from .config import LabelConfig
 from .images import ImageLoader
+from .tasks import iterate_tasks
 
 __all__ = ["ACCEPTED_WEIGHT", "read_project"]
-
-_PAGE = 20
-"""Tasks asked for at once; masks make them large."""
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ def read_project(
     project = client.call("GET", f"/api/projects/{int(project_id)}/")
     config = LabelConfig.parse(str(project.get("label_config")) if isinstance(project, dict) else "")
     folder.mkdir(parents=True, exist_ok=True)
-    for task in _annotated_tasks(client, int(project_id), tasks):
+    for task in iterate_tasks(client, int(project_id), only=tasks, annotated=True):
         reader = TaskReader(
             config, task, images, folder, client.url, absent=absent, copied=copied,
             failed=partial(failed, task.get("id")),
@@ -84,43 +81,3 @@ def read_project(
             failed(task.get("id"), str(error))
             continue
         yield from sorted(records, key=lambda record: record.image)
-
-
-def _annotated_tasks(
-    client: LabelStudioClient, project_id: int, tasks: Iterable[int] | None
-) -> Iterator[dict[str, Any]]:
-    """Tasks with annotations and predictions, by their ids."""
-    if tasks is not None:
-        wanted = sorted(set(tasks))
-        for start in range(0, len(wanted), _PAGE):
-            yield from _page(client, project_id, 0, wanted[start : start + _PAGE])
-        return
-    last = 0
-    # By the last id and not by page numbers, which shift when tasks come and go meanwhile.
-    while page := _page(client, project_id, last, None):
-        yield from page
-        last = page[-1]["id"]
-
-
-def _page(client: LabelStudioClient, project_id: int, after: int, wanted: Sequence[int] | None) -> list[dict[str, Any]]:
-    query: dict[str, Any] = {
-        "filters": {
-            "conjunction": "and",
-            "items": [
-                {"filter": f"filter:tasks:{name}", "operator": "greater", "type": "Number", "value": value}
-                for name, value in (("id", after), ("total_annotations", 0))
-            ],
-        },
-        "ordering": ["tasks:id"],
-    }
-    if wanted is not None:
-        query["selectedItems"] = {"all": False, "included": list(wanted)}
-    answer = client.call(
-        "GET", "/api/tasks", project=project_id, page=1, page_size=_PAGE, fields="all", resolve_uri="false",
-        review="true",  # or Label Studio asks the ML backend, perhaps ourselves, for predictions of these tasks
-        query=json.dumps(query),
-    )  # fmt: skip
-    page = answer.get("tasks") if isinstance(answer, dict) else None
-    if not isinstance(page, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), int) for t in page):
-        raise ApiError(f"GET /api/tasks answered with something else than tasks: {str(answer)[:100]}")
-    return page

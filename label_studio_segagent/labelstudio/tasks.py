@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ApiError, InputError
@@ -11,26 +12,86 @@ from .client import LabelStudioClient
 
 __all__ = ["iterate_tasks", "merge_data", "put_prediction", "put_view"]
 
-_PAGE = 100
+_PAGE = 50
+"""Tasks asked for at once; masks make them large."""
 _TRIES = 5
 
 
-def iterate_tasks(client: LabelStudioClient, project: int, **query: Any) -> Iterator[dict[str, Any]]:
-    """All tasks of a project with their annotations and predictions, page by page; `view=…` those of a tab.
+def iterate_tasks(
+    client: LabelStudioClient, project: int, *, view: int | None = None, only: Iterable[int] | None = None,
+    annotated: bool = False,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Tasks of a project with their annotations and predictions, by their ids; each once, whatever comes and goes.
+
+    Images in cloud storage keep their own addresses, which Label Studio can sign again at any time.
+
+    Args:
+        client: Of the server.
+        project: Project id.
+        view: Id of a Data Manager tab: its tasks alone.
+        only: These tasks alone, as far as they are there; a tab does not count then.
+        annotated: Those with an annotation alone.
 
     Raises:
-        ApiError: Label Studio refused or failed.
+        ApiError: Label Studio refused or failed, or answered with something else.
+        InputError: The project has no such tab.
     """
-    page = 1
+    always = [_condition("total_annotations", 0)] if annotated else []
+    if only is not None:
+        wanted = sorted(set(only))
+        for start in range(0, len(wanted), _PAGE):
+            yield from _page(client, project, always, wanted[start : start + _PAGE])
+        return
+    ways = [[]] if view is None else _conditions(client, project, view)
+    last = 0
+    for task in heapq.merge(*(_by_id(client, project, [*always, *way]) for way in ways), key=lambda task: task["id"]):
+        if task["id"] != last:  # several conditions of a tab hold for it
+            yield task
+        last = task["id"]
+
+
+def _by_id(client: LabelStudioClient, project: int, conditions: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """By the last id and not by page numbers: these shift when tasks come and go, and get slower with every page."""
+    last = 0
     while True:
-        # Without `review` Label Studio would ask the ML backend, perhaps ourselves, for predictions of these tasks.
-        answer = client.call(
-            "GET", "/api/tasks", project=project, page=page, page_size=_PAGE, fields="all", review="true", **query
-        )
-        yield from answer["tasks"]
-        if page * _PAGE >= int(answer.get("total") or 0) or not answer["tasks"]:
+        page = _page(client, project, [*conditions, _condition("id", last)])
+        new = [task for task in page if task["id"] > last]
+        if not new:
             return
-        page += 1
+        yield from new
+        last = new[-1]["id"]
+
+
+def _condition(column: str, above: int) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{column}", "operator": "greater", "type": "Number", "value": above}
+
+
+def _conditions(client: LabelStudioClient, project: int, view: int) -> list[list[dict[str, Any]]]:
+    """The conditions of a tab: lists of which one must hold as a whole."""
+    found = next((v for v in client.call("GET", "/api/dm/views/", project=project) if v.get("id") == view), None)
+    if found is None:
+        raise InputError(f"project {project} has no Data Manager tab {view}; its address in the browser ends in ?tab=…")
+    filters = (found.get("data") or {}).get("filters") or {}
+    items = list(filters.get("items") or [])
+    return [[item] for item in items] if items and filters.get("conjunction") == "or" else [items]
+
+
+def _page(
+    client: LabelStudioClient, project: int, conditions: Sequence[Any], included: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The tasks with the least ids for which all conditions hold."""
+    query: dict[str, Any] = {"filters": {"conjunction": "and", "items": list(conditions)}, "ordering": ["tasks:id"]}
+    if included is not None:
+        query["selectedItems"] = {"all": False, "included": list(included)}
+    answer = client.call(
+        "GET", "/api/tasks", project=project, page=1, page_size=_PAGE, fields="all", resolve_uri="false",
+        review="true",  # or Label Studio asks the ML backend, perhaps ourselves, for predictions of these tasks
+        query=json.dumps(query),
+    )  # fmt: skip
+    page = answer.get("tasks") if isinstance(answer, dict) else None
+    if not isinstance(page, list) or not all(isinstance(t, dict) and isinstance(t.get("id"), int) for t in page):
+        raise ApiError(f"GET /api/tasks answered with something else than tasks: {str(answer)[:100]}")
+    return sorted(page, key=lambda task: int(task["id"]))
 
 
 def merge_data(client: LabelStudioClient, project: int, task: int, columns: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import transformers
 from PIL import Image as PILImage
 from typing_extensions import override
 
+from ..defaults import MODEL_PIXELS
 from ..errors import ConfigError
 from .mllm import TEMPERATURE, MllmPolicy, Question, Reply
 from .prompts import PRESETS, find_preset
@@ -46,7 +47,7 @@ class HfPolicy(MllmPolicy):
         version: str,
         *,
         preset: str = "",
-        pixels: int = 2**20,
+        pixels: int = MODEL_PIXELS,
         plain_image: bool = False,
     ) -> None:
         kind = str(getattr(model.config, "model_type", ""))

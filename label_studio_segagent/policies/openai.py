@@ -19,6 +19,7 @@ import httpx
 from PIL import Image as PILImage
 from typing_extensions import override
 
+from ..defaults import CONCURRENT_REQUESTS, MODEL_PIXELS, REQUEST_SECONDS
 from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
 from .mllm import TEMPERATURE, MllmPolicy, Question, Reply
@@ -66,10 +67,10 @@ class OpenAIPolicy(MllmPolicy):
         key: str = "",
         *,
         preset: str = "",
-        pixels: int = 2**20,
+        pixels: int = MODEL_PIXELS,
         plain_image: bool = False,
-        concurrency: int = 8,
-        timeout: float = 60.0,
+        concurrency: int = CONCURRENT_REQUESTS,
+        timeout: float = REQUEST_SECONDS,
         pause: float = 0.5,
     ) -> None:
         preset = find_preset(model, preset)

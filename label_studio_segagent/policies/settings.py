@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ..defaults import CONCURRENT_REQUESTS, MODEL_PIXELS, REQUEST_SECONDS
 from ..errors import ConfigError
 
 __all__ = ["ModelSettings", "load_model_settings", "read_settings"]
@@ -32,7 +33,9 @@ class ModelSettings(BaseSettings):
         "by default chosen by the model's type.",
     )
     model_pixels: int = Field(
-        2**20, ge=64 * 64, description="Larger images are shrunk to this many pixels before a language model sees them."
+        MODEL_PIXELS,
+        ge=64 * 64,
+        description="Larger images are shrunk to this many pixels before a language model sees them.",
     )
     plain_image: bool = Field(
         False, description="Show a language model the image without the mask's tint as well, at twice the cost."
@@ -45,8 +48,12 @@ class ModelSettings(BaseSettings):
         validation_alias=AliasChoices("SEGAGENT_OPENAI_API_KEY", "OPENAI_API_KEY"),
         description="Key for openai: policies; OPENAI_API_KEY is read as well. Only the policy's address gets it.",
     )
-    openai_concurrency: int = Field(8, ge=1, le=256, description="Requests to an openai: endpoint at once.")
-    openai_timeout: float = Field(60.0, gt=0, description="Seconds an openai: endpoint may take for one answer.")
+    openai_concurrency: int = Field(
+        CONCURRENT_REQUESTS, ge=1, le=256, description="Requests to an openai: endpoint at once."
+    )
+    openai_timeout: float = Field(
+        REQUEST_SECONDS, gt=0, description="Seconds an openai: endpoint may take for one answer."
+    )
 
     @classmethod
     def variable(cls, field: str) -> str:

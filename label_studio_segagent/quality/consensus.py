@@ -7,6 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,9 @@ def staple(masks: Sequence[Mask]) -> Mask:
     STAPLE (Warfield et al., IEEE TMI 2004, doi:10.1109/TMI.2004.828354) as SimpleITK has it. It looks at the masks'
     surroundings only, so that its prior does not depend on the size of the picture.
     """
-    import SimpleITK as sitk
+    import SimpleITK
 
+    sitk: Any = SimpleITK
     found = mask_box(np.logical_or.reduce(masks))
     if found is None:
         return np.zeros_like(masks[0])

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ..defaults import EMBEDDING_CACHE_BYTES
 from ..errors import ConfigError
 from ..hlmat.arrays import Image, check_image
 from .base import ImageState, Segmenter
@@ -68,7 +69,9 @@ class EmbeddingCache:
         ConfigError: The folder cannot be made.
     """
 
-    def __init__(self, max_bytes: int = 2**30, folder: Path | None = None, folder_bytes: int = 0) -> None:
+    def __init__(
+        self, max_bytes: int = EMBEDDING_CACHE_BYTES, folder: Path | None = None, folder_bytes: int = 0
+    ) -> None:
         self._max_bytes = max_bytes
         self._disk = _Disk(folder, folder_bytes) if folder is not None and folder_bytes > 0 else None
         self._states: OrderedDict[str, tuple[ImageState, int]] = OrderedDict()

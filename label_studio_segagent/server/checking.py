@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.agent import SegAgent
+from ..defaults import SCORE_KEPT
 from ..errors import InputError, SegAgentError
 from ..labelstudio.client import LabelStudioClient
 from ..labelstudio.images import ImageLoader
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 REPORT = "quality.html"
 """In a project's folder: the report of its newest check by a job."""
-_KEPT_FROM = 0.8
-"""Smallest score of a region that is good enough, where nobody says another."""
 
 
 @dataclass(slots=True)
@@ -162,8 +161,8 @@ def check_project(
         if score_column and done.boxes and any(finding.issues for finding in done.findings):
             client.call("PATCH", f"/api/projects/{project}/", {"model_version": qc_version(agent.version)})
     if report:
-        verdicts = judge(done.annotated, done.findings, _KEPT_FROM)
-        write_report(verdicts, folder / REPORT, done.title, _KEPT_FROM)
+        verdicts = judge(done.annotated, done.findings, SCORE_KEPT)
+        write_report(verdicts, folder / REPORT, done.title, SCORE_KEPT)
     return done
 
 

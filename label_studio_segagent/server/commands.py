@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..defaults import LEAST_GAIN
 from ..errors import SegAgentError
 from ..terminal import console, fail, reporting
 
@@ -118,7 +119,7 @@ def refine(
     view: Annotated[int | None, typer.Option(help="Id of a Data Manager tab: its tasks only.")] = None,
     gain: Annotated[
         float, typer.Option(help="Smallest expected gain in IoU for which a region is replaced.", min=0, max=1)
-    ] = 0.2,
+    ] = LEAST_GAIN,
 ) -> None:
     """Let the agent refine masks that tasks already carry: annotations, or else predictions of any model.
 

@@ -39,9 +39,6 @@ CREATE TABLE IF NOT EXISTS events (
     done REAL,
     annotations INTEGER NOT NULL DEFAULT 0
 );
-"""
-_INDEXES = """
-DROP INDEX IF EXISTS pending;  -- of 0.1.0
 -- Heads are read from it alone: in the table, what follows a body is behind all its pages.
 CREATE INDEX IF NOT EXISTS heads ON events (id, received, action, project, annotations, done) WHERE done IS NULL;
 CREATE INDEX IF NOT EXISTS by_project ON events (project, action, id, received);
@@ -114,9 +111,6 @@ class Inbox:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._connection() as db:
                 db.executescript(_SCHEMA)
-                if "annotations" not in {row[1] for row in db.execute("PRAGMA table_info(events)")}:  # 0.1.0's file
-                    db.execute("ALTER TABLE events ADD COLUMN annotations INTEGER NOT NULL DEFAULT 0")
-                db.executescript(_INDEXES)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(complaint("the inbox", path, error)) from error
 

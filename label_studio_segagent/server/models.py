@@ -136,7 +136,7 @@ def load_version(settings: Settings, base: SegAgent, store: VersionStore, projec
         ConfigError: It cannot be loaded, or was trained from another model than the one that the settings name.
     """
     if version.start != (base.policy.version, base.segmenter.version):
-        raise SegAgentError(
+        raise ConfigError(
             f"version {version.name} of project {project} was trained from other models than those in use "
             f"({settings.policy}, {settings.segmenter}): it is not used; the next training starts from these"
         )

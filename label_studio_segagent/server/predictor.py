@@ -16,6 +16,7 @@ import numpy as np
 
 from ..agent.agent import SegAgent
 from ..agent.rollout import Rollout
+from ..defaults import BATCH_SIZE, MAX_INSTANCES, PREDICT_SECONDS
 from ..errors import InputError, RegionError, SegAgentError
 from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, Label, LabelConfig
@@ -92,9 +93,9 @@ class Predictor:
         agent: SegAgent,
         images: ImageLoader,
         *,
-        batch_size: int = 16,
-        seconds: float = 80.0,
-        max_instances: int = 50,
+        batch_size: int = BATCH_SIZE,
+        seconds: float = PREDICT_SECONDS,
+        max_instances: int = MAX_INSTANCES,
         refine_masks: bool = False,
     ) -> None:
         self.agent, self.images = agent, images
@@ -175,6 +176,7 @@ class Predictor:
         except Exception as error:
             self._failed(out, task, error)
             return
+        out.rollouts += done.rollouts
         for reason in done.failures:
             log.warning("task %s: %s", _task_id(task), reason)
         out.results[index] = self._prediction(done.results, done.ratings)

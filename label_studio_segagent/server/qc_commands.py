@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..defaults import SCORE_KEPT
 from ..terminal import console, reporting
 
 __all__ = ["app"]
@@ -97,7 +98,7 @@ def calibrate(
 def export(
     project: ProjectOption,
     out: Annotated[Path, typer.Option(help="Folder for the data set and the report.")],
-    min_score: Annotated[float, typer.Option(help="Regions below are left out.", min=0, max=1)] = 0.8,
+    min_score: Annotated[float, typer.Option(help="Regions below are left out.", min=0, max=1)] = SCORE_KEPT,
     format: Annotated[str, typer.Option(help="coco, labelstudio or masks.")] = "coco",  # noqa: A002
 ) -> None:
     """Write the regions that are good enough as a data set, the reasons for the others, and a report in HTML."""

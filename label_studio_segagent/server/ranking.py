@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy.typing as npt
 from ..errors import InputError, SegAgentError
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.tasks import iterate_tasks, merge_data, put_prediction, put_view
+from ..processes import alone
 from ..training.acquisition import labelling_order, look_twice
-from .models import Models, build_predictor, need_client, version_store
+from .models import Models, build_predictor, need_client, project_folder, version_store
 from .predictor import Predictor
 from .settings import Settings
 
@@ -74,11 +75,12 @@ def rank(settings: Settings, project: int, progress: Progress, sampling: bool = 
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is ranking the tasks of the project.
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
         InputError: There is no such project.
     """
     client = need_client(settings)
-    with closing(client), closing(build_predictor(settings)) as base:
+    with _alone(settings, project), closing(client), closing(build_predictor(settings)) as base:
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         fields = client.call("GET", f"/api/projects/{project}/")
         config = LabelConfig.parse(str(fields.get("label_config")))
@@ -120,13 +122,19 @@ def clear_ranking(settings: Settings, project: int) -> int:
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is ranking the tasks of the project.
         ConfigError: There is no Label Studio to ask.
     """
-    with closing(need_client(settings)) as client:
+    with _alone(settings, project), closing(need_client(settings)) as client:
         marked = [t["id"] for t in iterate_tasks(client, project) if COLUMN in (t.get("data") or {})]
         for task in marked:
             merge_data(client, project, task, {COLUMN: None})
         return len(marked)
+
+
+def _alone(settings: Settings, project: int) -> AbstractContextManager[None]:
+    """Keeps others from writing another order into the project meanwhile."""
+    return alone(project_folder(settings, project) / ".rank.lock", f"ranking the tasks of project {project}")
 
 
 def _look(predictor: Predictor, config: LabelConfig, task: dict[str, Any]) -> _Look:

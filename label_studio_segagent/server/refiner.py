@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..agent.agent import SegAgent
+from ..agent.rollout import Rollout
+from ..defaults import LEAST_GAIN
 from ..errors import ConfigError, SegAgentError
 from ..hlmat.arrays import Image, Mask
 from ..labelstudio.config import Control, Label, LabelConfig
@@ -19,10 +21,8 @@ from ..labelstudio.images import ImageLoader
 from ..labelstudio.newest import newest_first
 from ..labelstudio.regions import Region, read_regions, write_region
 
-__all__ = ["LEAST_GAIN", "VERSION", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
+__all__ = ["VERSION", "Change", "RefinedTask", "TaskRefiner", "carried", "take_over"]
 
-LEAST_GAIN = 0.15
-"""Smallest rise of the policy's rating for which a region is replaced, where nobody says another."""
 VERSION = "refine-"
 """What the model versions of refined predictions begin with."""
 _OURS = ("segagent-", VERSION, "qc-")
@@ -56,12 +56,14 @@ class RefinedTask:
         ratings: The policy's predicted IoU of each region that was looked at, as it is in `results`.
         changes: The regions that are not as they were.
         failures: Why regions could not be looked at; they are as they were.
+        rollouts: All rollouts, for metrics.
     """
 
     results: list[dict[str, Any]]
     ratings: list[float] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
 
     @property
     def score(self) -> float:
@@ -146,6 +148,7 @@ class TaskRefiner:
         image = self._images.load(url, task.get("id"))
         mask = region.mask(image.shape[0], image.shape[1])
         rollout = self._agent.refine(image, label.prompt(data), mask)
+        done.rollouts.append(rollout)
         before, after = (_unit(r) for r in (rollout.trajectory.steps[0].predicted_iou, rollout.predicted_iou))
         if after - before < self._least or not rollout.mask.any():
             done.ratings.append(before)

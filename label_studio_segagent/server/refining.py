@@ -10,14 +10,16 @@ from typing import Any
 
 from PIL import Image as PilImage
 
+from ..defaults import LEAST_GAIN
 from ..errors import SegAgentError
 from ..hlmat.arrays import Image
 from ..labelstudio.config import LabelConfig
 from ..labelstudio.tasks import iterate_tasks, put_prediction
 from ..pictures import result_panel, sheet
+from ..processes import alone
 from .jobs import Job
 from .models import Models, build_predictor, need_client, project_folder, version_store
-from .refiner import LEAST_GAIN, VERSION, Change, TaskRefiner
+from .refiner import VERSION, Change, TaskRefiner
 from .settings import Settings
 
 __all__ = ["PICTURES", "Refined", "refine_job", "refine_project"]
@@ -67,15 +69,18 @@ def refine_project(
 
     Raises:
         ApiError: Label Studio does not answer.
+        BusyError: Another process is refining the masks of the project.
         ConfigError: There is no Label Studio to ask, or the labelling config cannot be used.
+        InputError: The project has no such tab.
     """
     client = need_client(settings)
-    with closing(client), closing(build_predictor(settings)) as base:
+    busy = alone(project_folder(settings, project) / ".refine.lock", f"refining the masks of project {project}")
+    with busy, closing(client), closing(build_predictor(settings)) as base:
         predictor = Models(settings, base, version_store(settings)).predictor(project)
         config = LabelConfig.parse(str(client.call("GET", f"/api/projects/{project}/").get("label_config")))
         refiner = TaskRefiner(predictor.agent, base.images, config, least_gain)
         done = Refined(VERSION + predictor.agent.version.removeprefix("segagent-"))
-        tasks = list(iterate_tasks(client, project, **({} if view is None else {"view": view})))
+        tasks = list(iterate_tasks(client, project, view=view))
         pictures: list[Image] = []
         for number, task in enumerate(tasks):
             try:

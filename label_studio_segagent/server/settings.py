@@ -8,6 +8,16 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from ..defaults import (
+    BATCH_SIZE,
+    BEAM,
+    CANDIDATES,
+    EMBEDDING_CACHE_BYTES,
+    MAX_CLICKS,
+    MAX_INSTANCES,
+    PREDICT_SECONDS,
+    STOP_IOU,
+)
 from ..errors import ConfigError
 from ..labelstudio.client import origin
 from ..policies.settings import ModelSettings, read_settings
@@ -35,25 +45,28 @@ class Settings(ModelSettings):
     )
     policy: str = Field("embedded", description="The click policy, by name.")
     segmenter: str = Field("embedded", description="The segmentation tool, by name.")
-    max_clicks: int = Field(7, ge=0, le=100, description="Clicks the agent may use for an object.")
+    max_clicks: int = Field(MAX_CLICKS, ge=0, le=100, description="Clicks the agent may use for an object.")
     candidates: int = Field(
-        1, ge=1, le=32, description="Clicks tried at every step, of which the policy's own rating chooses; 1 is greedy."
+        CANDIDATES,
+        ge=1,
+        le=32,
+        description="Clicks tried at every step, of which the policy's own rating chooses; 1 is greedy.",
     )
-    beam: int = Field(1, ge=1, le=32, description="Masks that a search with several candidates goes on from.")
-    stop_iou: float = Field(0.95, gt=0, le=1, description="Predicted IoU at which the agent is content.")
+    beam: int = Field(BEAM, ge=1, le=32, description="Masks that a search with several candidates goes on from.")
+    stop_iou: float = Field(STOP_IOU, gt=0, le=1, description="Predicted IoU at which the agent is content.")
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on.")
     threads: int = Field(16, ge=2, le=512, description="Requests handled at once, cheap ones included.")
     predict_concurrency: int = Field(2, ge=1, le=64, description="Predictions computed at once.")
     predict_queue: int = Field(8, ge=0, description="Predictions that may wait; beyond that the answer is busy (503).")
     predict_seconds: float = Field(
-        80.0,
+        PREDICT_SECONDS,
         gt=0,
         description="A batch answers after this many seconds with what it has; the other tasks are left without a "
         "prediction, to be retrieved again. Label Studio itself gives up after ML_TIMEOUT_PREDICT (100).",
     )
-    batch_size: int = Field(16, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
-    max_instances: int = Field(50, ge=1, description="Objects of one label in one image.")
+    batch_size: int = Field(BATCH_SIZE, ge=1, le=1024, description="Tasks whose rollouts run in lockstep.")
+    max_instances: int = Field(MAX_INSTANCES, ge=1, description="Objects of one label in one image.")
     refine_masks: bool = Field(
         False,
         description="Retrieve Predictions refines the masks that a task already carries (its newest annotation, or "
@@ -70,7 +83,9 @@ class Settings(ModelSettings):
     max_pixels: int = Field(64_000_000, ge=1, le=178_000_000, description="Pixels of the largest image.")
     image_cache_bytes: int = Field(2 * 2**30, ge=0, description="Size of the image cache on disk.")
     embedding_cache_bytes: int = Field(
-        2**30, ge=0, description="Memory, of CPU and GPU together, for encoded images, so that each is encoded once."
+        EMBEDDING_CACHE_BYTES,
+        ge=0,
+        description="Memory, of CPU and GPU together, for encoded images, so that each is encoded once.",
     )
     embedding_disk_bytes: int = Field(
         0,

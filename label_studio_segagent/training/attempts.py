@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..defaults import MAX_CLICKS, STAR_ROUNDS
 from ..hlmat.actions import Action, Click, Finish
 from ..hlmat.annotator import SimulatedAnnotator
 from ..hlmat.arrays import Mask
@@ -40,8 +41,8 @@ class StarSettings:
         fit: How long and how hard each training is.
     """
 
-    rounds: int = 2
-    max_clicks: int = 7
+    rounds: int = STAR_ROUNDS
+    max_clicks: int = MAX_CLICKS
     min_gain: float = 0.0
     fit: FitSettings = field(default_factory=FitSettings)
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import InputError, SegAgentError
+from ..defaults import POLICY_MINUTES, SEGMENTER_MINUTES, TRAJECTORY_MINUTES
+from ..errors import SegAgentError
 from ..opening import ExifOption
 from ..terminal import console, fail
 
@@ -36,7 +37,7 @@ SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 def segmenter(
     data: DataOption,
     out: OutOption,
-    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = 240.0,
+    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = SEGMENTER_MINUTES,
     weight: Annotated[
         list[float] | None, typer.Option(help="How often each --data is drawn; by default by the root of its size.")
     ] = None,
@@ -54,7 +55,7 @@ def segmenter(
     if weight and len(weight) != len(data):
         raise typer.BadParameter(f"{len(weight)} --weight for {len(data)} --data; give one for each, or none")
     try:
-        _prepare(data, out, resume)
+        _check(data)
         settings = TrainSettings(minutes=minutes, seed=seed)
         done = train(data, out, settings, weights=weight, resume=resume, exif=as_exif(exif))
     except (SegAgentError, OSError) as error:
@@ -66,10 +67,10 @@ def segmenter(
 def policy(
     data: DataOption,
     out: OutOption,
-    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = 60.0,
+    minutes: Annotated[float, typer.Option(help="Time budget, all resumed runs together.", min=0)] = POLICY_MINUTES,
     trajectory_minutes: Annotated[
         float, typer.Option(help="Time to make click trajectories, at most; objects that have one are skipped.", min=0)
-    ] = 15.0,
+    ] = TRAJECTORY_MINUTES,
     segmenter: Annotated[
         Path | None, typer.Option(help="Weights of the segmenter to work with; by default those that ship.")
     ] = None,
@@ -85,7 +86,7 @@ def policy(
     from .policy import PolicySettings, train_policy
 
     try:
-        _prepare(data, out, resume)
+        _check(data)
         settings = PolicySettings(minutes=minutes, trajectory_minutes=trajectory_minutes, seed=seed)
         done = train_policy(data, out, settings, segmenter=segmenter, resume=resume, exif=as_exif(exif))
     except (SegAgentError, OSError) as error:
@@ -93,13 +94,11 @@ def policy(
     _print_written(out, done)
 
 
-def _prepare(data: list[Path], out: Path, resume: bool) -> None:
+def _check(data: list[Path]) -> None:
     from ..datasets.loading import coco_file
 
     for folder in data:
         coco_file(folder, "train")  # says what is missing before anything else is done
-    if (out / "checkpoint.pt").exists() and not resume:
-        raise InputError(f"--out {out} holds a run already; add --resume to go on, or name another folder")
 
 
 def _print_written(out: Path, weights: Path) -> None:

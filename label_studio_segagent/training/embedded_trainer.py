@@ -29,7 +29,7 @@ from ..segmenters.base import Segmenter
 from .curves import Curves
 from .policy_data import shrink
 from .policy_steps import locator_loss
-from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, open_image, weight_of
+from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, open_image, start_run, weight_of
 
 __all__ = ["EmbeddedPolicyTrainer"]
 
@@ -88,7 +88,7 @@ class EmbeddedPolicyTrainer(Trainer):
         progress: Progress | None = None,
     ) -> Fitted:
         settings, report = settings or FitSettings(), progress or (lambda share, step: None)
-        out.mkdir(parents=True, exist_ok=True)
+        start_run(out, resume)
         groups = _group(self.policy.book, trajectories)
         names = sorted({name for name, _ in groups})
         net = _with_labels(self.policy.net, names)

@@ -22,13 +22,14 @@ import transformers
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
 
+from ..defaults import ANSWERS_IN_A_STEP
 from ..errors import ConfigError, InputError
 from ..hlmat.trajectory import Trajectory
 from ..policies.hf import HfPolicy
 from ..policies.hf_load import load_hf, read_adapter, split_name
 from .lessons import collate, lessons_of
 from .mllm_report import Report
-from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image
+from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image, start_run
 
 __all__ = ["MllmSettings", "MllmTrainer"]
 
@@ -57,7 +58,7 @@ class MllmSettings(FitSettings):
 
     full: bool = False
     vision: bool = False
-    batch: int = 16
+    batch: int = ANSWERS_IN_A_STEP
     at_once: int = 4
     rank: int = 16
 
@@ -81,14 +82,13 @@ class MllmTrainer(Trainer):
     ) -> Fitted:
         chosen = settings if isinstance(settings, MllmSettings) else MllmSettings(**asdict(settings or FitSettings()))
         _check_packages()
+        start_run(out, resume)
         kept, learned = keep_back(trajectories, chosen.seed)
         lessons, exam = lessons_of(learned), lessons_of(kept)
         if not lessons:
             raise InputError("there is nothing to learn from: no trajectory has a step with an action")
         find: Any = get_last_checkpoint
-        last = find(str(out)) if out.is_dir() else None
-        if last and not resume:
-            raise InputError(f"{out} holds a run already; resume it, or name another folder")
+        last = find(str(out))
         if last and (fitted := _finished(out, chosen)):
             return fitted
         arguments = _arguments(out, chosen, len(lessons), bool(exam))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.image_file import Exif
+from ..defaults import POLICY_MINUTES, TRAJECTORY_MINUTES
 from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_net import PolicyConfig, PolicyNet
 from ..policies.embedded_weights import fold, save_net
@@ -30,6 +31,7 @@ from .policy_states import make_states, read_states
 from .policy_steps import Report, locating_loss, reviewing_loss
 from .run import Pace, Run
 from .segmenter_report import write_card
+from .trainer import start_run
 
 __all__ = ["PolicySettings", "train_policy"]
 
@@ -64,7 +66,7 @@ class PolicySettings(Pace):
         masks_judged: Masks of each of them.
     """
 
-    minutes: float = 60.0
+    minutes: float = POLICY_MINUTES
     rate: float = 1e-3
     decay: float = 0.03
     clip: float = 5.0
@@ -74,7 +76,7 @@ class PolicySettings(Pace):
     log_steps: int = 25
     locating: float = 0.35
     judging: float = 0.35
-    trajectory_minutes: float = 15.0
+    trajectory_minutes: float = TRAJECTORY_MINUTES
     scenes: int = 8
     crops: int = 1
     prompts: int = 3
@@ -108,7 +110,7 @@ def train_policy(
     keep_memory()
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    start_run(out, resume)
     scenes = read_scenes(data, exif=exif)
     names = sorted({i.label for s in scenes for i in s.instances} - {SALIENT})
     clicker = EmbeddedSegmenter(segmenter)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..datasets.image_file import Exif
+from ..defaults import SEGMENTER_MINUTES
 from ..segmenters.embedded_net import NetConfig, SegmenterNet
 from .backbone import load_imagenet
 from .feeding import keep_memory
@@ -18,6 +19,7 @@ from .run import Pace, Run
 from .segmenter_data import CropDataset, CropSample, read_coco
 from .segmenter_report import save_weights, write_card
 from .segmenter_steps import train_on
+from .trainer import start_run
 
 __all__ = ["TrainSettings", "train"]
 
@@ -48,7 +50,7 @@ class TrainSettings(Pace):
         frozen: Blocks of the encoder that keep their ImageNet weights.
     """
 
-    minutes: float = 120.0
+    minutes: float = SEGMENTER_MINUTES
     rate: float = 8e-4
     decay: float = 0.02
     clip: float = 2.0
@@ -84,7 +86,7 @@ def train(
     keep_memory()
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    start_run(out, resume)
     dataset = CropDataset([read_coco(Path(root), exif=exif) for root in data], weights or [1.0] * len(data))
     if weights is None:
         dataset.weights = np.sqrt([len(s) for s in dataset.sets])

@@ -34,7 +34,7 @@ from .running import rate_factor
 from .segmenter_data import CropDataset, Source
 from .segmenter_report import save_weights
 from .segmenter_steps import train_on
-from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image, weight_of
+from .trainer import FitSettings, Fitted, ImageReader, Progress, Trainer, keep_back, open_image, start_run, weight_of
 
 __all__ = ["EmbeddedSegmenterTrainer"]
 
@@ -88,7 +88,7 @@ class EmbeddedSegmenterTrainer(Trainer):
         progress: Progress | None = None,
     ) -> Fitted:
         settings, report = settings or FitSettings(), progress or (lambda share, step: None)
-        out.mkdir(parents=True, exist_ok=True)
+        start_run(out, resume)
         # A picture of nothing, kept back, would leave nothing to judge by.
         kept, learned = keep_back([t for t in trajectories if _teaches(t)], settings.seed)
         sources, exam = _sources(learned, images or open_image), _sources(kept, images or open_image)

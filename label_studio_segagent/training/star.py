@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..agent.agent import SegAgent
+from ..defaults import MAX_CLICKS
 from ..errors import InputError
 from ..hlmat.annotator import SimulatedAnnotator
 from ..hlmat.trajectory import Sample, Trajectory, read_trajectories, write_trajectories
@@ -29,6 +30,8 @@ from .attempts import StarSettings, Tally, annotate, attempt, image_name, true_i
 from .trainer import ImageReader, Progress, Trainer, open_image
 
 __all__ = ["Round", "image_reader", "measure", "star"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ class Round:
     seconds: float
 
 
-def measure(policy: Policy, segmenter: Segmenter, samples: Sequence[Sample], max_clicks: int = 7) -> float:
+def measure(policy: Policy, segmenter: Segmenter, samples: Sequence[Sample], max_clicks: int = MAX_CLICKS) -> float:
     """Mean IoU of the masks that an agent of the policy, greedy and with its own rating, makes of the samples."""
     rollouts = SegAgent(policy, segmenter, max_clicks).segment_batch([(s.image, s.prompt) for s in samples])
     return float(np.mean([true_iou(r.mask, s) for r, s in zip(rollouts, samples, strict=True)]))
@@ -95,7 +98,7 @@ def star(
         The rounds, round 0 first.
 
     Raises:
-        InputError: There is nothing to learn from, ids repeat, or `out` holds another run.
+        InputError: There is nothing to learn from, ids repeat, `out` holds another run, or a file there is damaged.
         ConfigError: The starting model cannot be loaded or trained.
     """
     settings, annotator = settings or StarSettings(), annotator or SimulatedAnnotator()
@@ -119,8 +122,7 @@ def star(
                 images, progress,
             )  # fmt: skip
             _write(report, asdict(found))
-        fields = json.loads(report.read_text("utf-8"))
-        rounds.append(Round(**{**fields, "tally": Tally(**fields["tally"])}))
+        rounds.append(_read(report, lambda fields: Round(**{**fields, "tally": Tally(**fields["tally"])})))
         _write(out / "star.json", [asdict(one) for one in rounds])
     return rounds
 
@@ -151,7 +153,7 @@ def _round(
             own, tally = attempt(load(previous), samples, segmenter, annotator, settings, progress)
             write_trajectories(file, own)
             _write(counts, asdict(tally))
-        own, tally = list(read_trajectories(file)), Tally(**json.loads(counts.read_text("utf-8")))
+        own, tally = list(read_trajectories(file)), _read(counts, lambda fields: Tally(**fields))
     union = [*original, *own]
     fitted = trainer.fit(union, folder / "fit", settings.fit, images=images, resume=True, progress=progress)
     policy = load(fitted.model)
@@ -184,10 +186,24 @@ def _check_same(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with another run than the one that a folder holds."""
     if not path.exists():
         _write(path, settings)
-    before = json.loads(path.read_text("utf-8"))
+    before: dict[str, Any] = _read(path, lambda fields: {**fields})
     other = {name: before.get(name) for name in settings if before.get(name) != settings[name]}
     if other:
         raise InputError(f"{path.parent} holds a run with other settings: {other}; name another folder")
+
+
+def _read(path: Path, make: Callable[[Any], T]) -> T:
+    """What an earlier call wrote as JSON.
+
+    Raises:
+        InputError: It is something else now.
+    """
+    try:
+        return make(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}: {error}); delete it, and what it stands for is done again"
+        ) from error
 
 
 def _write(path: Path, content: Any) -> None:

@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..datasets.image_file import read_image
-from ..errors import ConfigError
+from ..defaults import FIT_MINUTES
+from ..errors import ConfigError, InputError
 from ..hlmat.arrays import Image
 from ..hlmat.trajectory import Trajectory
 from ..segmenters.base import Segmenter
 
 __all__ = [
     "FitSettings", "Fitted", "ImageReader", "Progress", "Trainer", "keep_back", "load_segmenter_trainer",
-    "load_trainer", "open_image", "trainable", "weight_of",
+    "load_trainer", "open_image", "start_run", "trainable", "weight_of",
 ]  # fmt: skip
 
 _KEPT_BACK = 0.1
 """Share of the images whose trajectories are kept back to see when to stop."""
 _FEWEST = 10
 """Images below which none are kept back."""
+_TRACES = ("checkpoint*", "*.csv", "*.safetensors")
+"""Files that a training leaves, finished or not: checkpoints, curves, weights."""
 
 ImageReader = Callable[[Trajectory], Image]
 """Gives the image of a trajectory, RGB uint8 (H, W, 3)."""
@@ -47,7 +50,7 @@ class FitSettings:
         seed: Of everything random.
     """
 
-    seconds: float = 600.0
+    seconds: float = FIT_MINUTES * 60
     epochs: float | None = None
     rate: float | None = None
     patience: int = 3
@@ -108,9 +111,21 @@ class Trainer(ABC):
             progress: Told what happens.
 
         Raises:
-            InputError: There is nothing to learn from.
+            InputError: There is nothing to learn from, or `out` holds a run that is not to be resumed.
             ConfigError: The start model cannot be loaded, or an extra is missing.
         """
+
+
+def start_run(out: Path, resume: bool) -> None:
+    """Make the folder of a training, which must not overwrite what another one has left there.
+
+    Raises:
+        InputError: It holds a training, and `resume` does not say that this one goes on with it.
+    """
+    used = [path.name for pattern in _TRACES for path in out.glob(pattern)]
+    if used and not resume:
+        raise InputError(f"{out} holds a run already ({used[0]}): resume it (--resume), or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def keep_back(trajectories: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], list[Trajectory]]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..defaults import ANNOTATOR_STOP_IOU, MAX_CLICKS, SPOILED_STARTS
 from ..errors import ConfigError
 from ..hlmat.actions import GRAMMARS, Action, Answer, Click, Finish
 from ..hlmat.annotator import SimulatedAnnotator
@@ -59,13 +60,13 @@ class TrajectorySettings:
         seed: Of everything random.
     """
 
-    stop_iou: float = 0.98
+    stop_iou: float = ANNOTATOR_STOP_IOU
     least_gain: float = 0.0
-    max_clicks: int = 7
+    max_clicks: int = MAX_CLICKS
     empty: int = 1
     box: int = 0
-    refine: int = 1
-    auxiliary: int = 1
+    refine: int = SPOILED_STARTS
+    auxiliary: int = SPOILED_STARTS
     seed: int = 0
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -212,7 +213,7 @@ def loose_box(mask: Mask, rng: np.random.Generator) -> Box:
 
 
 def spoiled_mask(
-    sample: Sample, others: Sequence[Mask], rng: np.random.Generator, stop_iou: float = 0.98
+    sample: Sample, others: Sequence[Mask], rng: np.random.Generator, stop_iou: float = ANNOTATOR_STOP_IOU
 ) -> Mask | None:
     """A corrupted mask of an object that is neither empty nor good enough; None where none came out in some tries.
 

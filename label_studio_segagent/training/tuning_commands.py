@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..defaults import ANSWERS_IN_A_STEP, FIT_MINUTES, MAX_CLICKS, STAR_ROUNDS
 from ..opening import ExifOption
 from ..terminal import console, errors, reporting
 
@@ -50,12 +51,12 @@ def train(
     segmenter: Annotated[
         bool, typer.Option("--segmenter", help="Train a segmentation tool, not a policy: embedded, embedded:<weights>.")
     ] = False,
-    minutes: MinutesOption = 60.0,
+    minutes: MinutesOption = FIT_MINUTES,
     epochs: EpochsOption = None,
     rate: RateOption = None,
     full: FullOption = False,
     vision: VisionOption = False,
-    batch: BatchOption = 16,
+    batch: BatchOption = ANSWERS_IN_A_STEP,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     seed: SeedOption = 0,
 ) -> None:
@@ -84,19 +85,19 @@ def star(
     out: OutOption,
     split: Annotated[str | None, typer.Option(help="Part of it to learn on, for example train.")] = None,
     held_out: Annotated[str | None, typer.Option(help="Part of it to measure on, for example val.")] = None,
-    segmenter: Annotated[str, typer.Option(help="Segmentation tool.")] = "embedded",
+    segmenter: Annotated[str | None, typer.Option(help="Segmentation tool. Default: SEGAGENT_SEGMENTER.")] = None,
     trajectories: Annotated[
         list[Path] | None, typer.Option(help="Original trajectories (JSONL); by default F_sim's on --data.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rollout and training, so many times.", min=0)] = 2,
-    clicks: Annotated[int, typer.Option(help="Clicks of a rollout.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Rollout and training, so many times.", min=0)] = STAR_ROUNDS,
+    clicks: Annotated[int, typer.Option(help="Clicks of a rollout.", min=1)] = MAX_CLICKS,
     limit: Annotated[int, typer.Option(help="Objects to learn on, at most; a tenth of that is measured on.")] = 1000,
-    minutes: MinutesOption = 60.0,
+    minutes: MinutesOption = FIT_MINUTES,
     epochs: EpochsOption = None,
     rate: RateOption = None,
     full: FullOption = False,
     vision: VisionOption = False,
-    batch: BatchOption = 16,
+    batch: BatchOption = ANSWERS_IN_A_STEP,
     seed: SeedOption = 0,
     exif: ExifOption = None,
 ) -> None:
@@ -110,12 +111,13 @@ def star(
     from ..hlmat.trajectory import read_trajectories
     from ..policies import load_policy
     from ..segmenters import load_segmenter
+    from ..server.settings import load_settings
     from .attempts import StarSettings
     from .star import star as improve
     from .trainer import load_trainer
 
     with reporting() as tell:
-        tool = load_segmenter(segmenter)
+        tool = load_segmenter(load_settings(segmenter=segmenter).segmenter)
         samples = _samples(load_dataset(data, split=split, exif=as_exif(exif)), limit)
         if not samples:
             raise InputError(f"no object of {data} can be used")

@@ -189,8 +189,8 @@ def test_a_label_that_is_gone(read: Any) -> None:
 
 
 def test_pages_by_the_last_id(read: Any, studio: Studio) -> None:
-    records = read(*(task(3 * number, annotation(number, drawn(ring()))) for number in range(1, 46)))
-    assert [record.meta["task"] for record in records] == [3 * number for number in range(1, 46)]
+    records = read(*(task(3 * number, annotation(number, drawn(ring()))) for number in range(1, 116)))
+    assert [record.meta["task"] for record in records] == [3 * number for number in range(1, 116)]
     assert len(studio.queries) == 4 and all(query["page"] == "1" for query in studio.queries)
     # Or Label Studio asks ML backends for predictions, and signs addresses that only it can sign again.
     assert all((query["review"], query["resolve_uri"]) == ("true", "false") for query in studio.queries)
@@ -200,7 +200,7 @@ def test_some_tasks(read: Any, studio: Studio) -> None:
     tasks = [task(number, annotation(number, drawn(ring()))) for number in range(1, 60)]
     records = read(*tasks, tasks=[50, 3, 3, 77, *range(10, 35)])
     assert [record.meta["task"] for record in records] == [3, *range(10, 35), 50]
-    assert len(studio.queries) == 2
+    assert len(studio.queries) == 1
     assert read(*tasks, tasks=[]) == []
 
 

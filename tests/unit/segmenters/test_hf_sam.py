@@ -135,7 +135,7 @@ def test_threads_do_not_disturb_each_other(segmenter: HfSamSegmenter, disc_image
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda c: segmenter.predict(segmenter.set_image(disc_image), [c]), clicks))
     for a, b in zip(alone, together, strict=True):
-        same(a, b, 0.01)
+        same(a, b)
 
 
 def test_masks_lie_where_the_logits_are(segmenter: HfSamSegmenter, disc_image: np.ndarray) -> None:

@@ -103,6 +103,14 @@ def test_label_studio_is_told_of_a_rollback(settings: Callable[..., Settings], w
     assert store.current(3) == "learned"
 
 
+def test_a_version_of_other_models_is_a_configuration_error(settings: Callable[..., Settings]) -> None:
+    given = settings()
+    with closing(build_predictor(given)) as base:
+        version = Version("learned", "embedded", ("other", base.agent.segmenter.version))
+        with pytest.raises(ConfigError, match="version learned of project 3 was trained from other models"):
+            load_version(given, base.agent, version_store(given), 3, version)
+
+
 def test_one_training_a_project(settings: Callable[..., Settings], web: Any) -> None:
     given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
     lock = version_store(given).workplace(1).parent / ".lock"

@@ -147,6 +147,9 @@ def test_retrieve_predictions_starts_from_what_is_there(
     [version] = {answer["model_version"] for answer in answers}
     assert version == client.post("/setup").get_json()["model_version"] != predictor.model_version
     assert all(0 < answer["score"] <= 1 for answer in answers)
+    # What is refined counts in the metrics like what starts from nothing.
+    counted = [line for line in client.get("/metrics").text.splitlines() if line.startswith("segagent_rollouts_total")]
+    assert sum(float(line.rpartition(" ")[2]) for line in counted) == 3
     plain = make_app().test_client().post("/predict", json=body(tasks)).get_json()["results"]
     assert not only(plain[2]["result"])[1][:10, :10].all()
 

@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from label_studio_segagent.errors import BusyError
 from label_studio_segagent.hlmat.trajectory import Sample
 from label_studio_segagent.labelstudio.config import LabelConfig
 from label_studio_segagent.labelstudio.regions import write_region
+from label_studio_segagent.processes import alone
+from label_studio_segagent.server.models import project_folder
 from label_studio_segagent.server.refining import refine_project
 from label_studio_segagent.server.settings import Settings
 
@@ -37,3 +42,11 @@ def test_a_refined_prediction_replaces_those_of_earlier_versions(
     assert changes == [
         ("POST", "/api/predictions/"), ("DELETE", "/api/predictions/1/"), ("DELETE", "/api/predictions/2/"),
     ]  # fmt: skip
+
+
+def test_one_refinement_a_project(settings: Callable[..., Settings], web: Any, tmp_path: Path) -> None:
+    given = settings(label_studio_url=web.url, label_studio_api_key="0" * 40)
+    lock = project_folder(given, 3) / ".refine.lock"
+    with alone(lock, "refining"), pytest.raises(BusyError, match="another process is refining the masks of project 3"):
+        refine_project(given, 3, tmp_path / "out", lambda share, step: None)
+    assert web.asked == []

@@ -95,6 +95,30 @@ def test_an_interrupted_round_keeps_its_rollouts(tmp_path: Path) -> None:
     assert rounds[1].tally.trajectories == 3
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"unknown": 1}', "\0", "[" * 5000])
+@pytest.mark.parametrize("name", ["settings.json", "round-0/round.json", "round-1/tally.json", "round-1/round.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    samples = [sample(seed) for seed in range(2)]
+
+    def run() -> None:
+        star(Recorder(), lambda _: OraclePolicy(samples), Brush(), samples, tmp_path, StarSettings(rounds=1))
+
+    run()
+    if name.endswith("tally.json"):
+        (tmp_path / "round-1" / "round.json").unlink()
+    path = tmp_path / name
+    path.write_text(content)
+    expected = (
+        "other settings" if (name, content) == ("settings.json", '{"unknown": 1}') else "is damaged .*; delete it"
+    )
+    with pytest.raises(InputError, match=rf"(?s){expected}") as caught:
+        run()
+    assert str(path if "damaged" in expected else path.parent) in str(caught.value)
+    path.unlink()
+    run()
+    assert path.exists()
+
+
 def test_bad_samples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are none"):
         star(Recorder(), lambda _: OraclePolicy([]), Brush(), [], tmp_path)
