@@ -89,7 +89,7 @@ class Studio:
         found = [
             t
             for t in sorted(self.tasks, key=lambda t: t["id"])
-            if t["id"] > values["id"] and (wanted is None or t["id"] in wanted)
+            if t["id"] > values.get("id", 0) and (wanted is None or t["id"] in wanted)
             if any(not a.get("was_cancelled") for a in t["annotations"] if isinstance(a, dict))
         ]
         return {"total": len(found), "tasks": found[: int(query["page_size"])]}
