@@ -15,6 +15,7 @@ from rich.table import Table
 from . import __version__
 from .errors import InputError, SegAgentError
 from .evaluation_command import evaluate
+from .opening import PolicyOption, SegmenterOption
 from .server.commands import jobs, models, rank, refine, worker
 from .server.qc_commands import app as qc_app
 from .terminal import console, errors, fail
@@ -51,12 +52,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-PolicyOption = Annotated[
-    str | None, typer.Option(help="Click policy, for example [b]embedded[/b]. Default: SEGAGENT_POLICY.")
-]
-SegmenterOption = Annotated[
-    str | None, typer.Option(help="Segmentation tool, [b]embedded[/b] or [b]grabcut[/b]. Default: SEGAGENT_SEGMENTER.")
-]
 ClicksOption = Annotated[int | None, typer.Option(help="Clicks for an object. Default: SEGAGENT_MAX_CLICKS.")]
 
 
@@ -88,7 +83,8 @@ def serve(
     """Start the ML backend for Label Studio.
 
     Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY first, then connect http://<this machine>:9090 under
-    Settings > Model in the project. If that fails, [b]segagent doctor[/b] says why.
+    Settings > Model in the project. If that fails, [b]segagent doctor[/b] says why. A worker for background jobs is
+    started beside it; the same address, in a browser, is the status page.
     """
     from .server.serve import run
     from .server.settings import load_settings

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import InputError, SegAgentError
-from .opening import DATA_HELP, ExifOption, opened
+from .opening import DATA_HELP, ExifOption, PolicyOption, SegmenterOption, opened
 from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ _LABELS_SHOWN = 12
 def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, typer.Option(help="Folder for the results; what is in it already is not measured again.")],
-    policy: Annotated[str | None, typer.Option(help="Click policy. Default: SEGAGENT_POLICY.")] = None,
-    segmenter: Annotated[str | None, typer.Option(help="Segmentation tool. Default: SEGAGENT_SEGMENTER.")] = None,
+    policy: PolicyOption = None,
+    segmenter: SegmenterOption = None,
     candidates: Annotated[
         int | None, typer.Option(help="Clicks tried at every step (K). Default: SEGAGENT_CANDIDATES.")
     ] = None,

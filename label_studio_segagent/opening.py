@@ -14,13 +14,27 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .datasets import Record
 
-__all__ = ["DATA_HELP", "ExifOption", "opened"]
+__all__ = ["DATA_HELP", "ExifOption", "PolicyOption", "SegmenterOption", "opened"]
 
 DATA_HELP = (
     "COCO (a JSON file, or a folder as COCO, Label Studio, CVAT or Roboflow lay it out), the RefCOCO family (refs(*).p "
     "or its folder), a JSON file of the SegAgent data, a folder with images/ and masks/ (PNG), or "
     "[b]label-studio:<project id>[/b]."
 )
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Click policy: embedded, hf:<model>, hf:<model>+<adapter>, openai:<url>#<model>, saliency, or "
+        "oracle:<coco.json>. Default: SEGAGENT_POLICY."
+    ),
+]
+SegmenterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Segmentation tool: embedded, hf:<model>, sam:<size>:<file>, simpleclick:<file>, or grabcut. Default: "
+        "SEGAGENT_SEGMENTER."
+    ),
+]
 ExifOption = Annotated[
     str | None,
     typer.Option(

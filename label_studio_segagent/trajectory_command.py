@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .defaults import ANNOTATOR_STOP_IOU, MAX_CLICKS, SPOILED_STARTS
 from .errors import InputError, SegAgentError
-from .opening import DATA_HELP, ExifOption, opened
+from .opening import DATA_HELP, ExifOption, SegmenterOption, opened
 from .terminal import console, errors, fail, show_failures
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def trajectories(
         typer.Argument(metavar="DATA", help=DATA_HELP),
     ],
     out: Annotated[Path, typer.Option(help="The JSONL file; what is in it already is kept and not made again.")],
-    segmenter: Annotated[
-        str | None, typer.Option(help="The tool that is clicked on. Default: SEGAGENT_SEGMENTER.")
-    ] = None,
+    segmenter: SegmenterOption = None,
     split: Annotated[str | None, typer.Option(help="Part of the data: train, val, testA, testB, test, …")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
     label: Annotated[str | None, typer.Option(help="What objects are called that have no label of their own.")] = None,

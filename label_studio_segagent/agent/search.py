@@ -3,7 +3,7 @@
 The policy rates every mask that it is shown (the process reward model), so one question to it both rates a new mask and
 proposes where to go on from it. The answer is the best-rated mask of the whole tree, its root included.
 
-Source: SegAgent (arXiv 2503.08625), section on PRM-guided tree search; docs/SEGAGENT.md, section 6.
+Source: SegAgent (arXiv 2503.08625), section on PRM-guided tree search.
 """
 
 from __future__ import annotations

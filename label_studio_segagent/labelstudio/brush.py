@@ -2,7 +2,7 @@
 
 Format: 32 bits count N = 4 * W * H, 5 bits word size - 1, four times 4 bits run-length size - 1, then runs. A run is
 1 bit (1: one value repeated, 0: literal values), 2 bits (which of the four sizes), the length - 1 in that size, and one
-value or as many as the length says. Only alpha counts; see LABEL_STUDIO.md, section 8.
+value or as many as the length says. Only alpha counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Calls to Label Studio's API with a legacy token or a personal access token (PAT).
 
-A PAT is a JWT refresh token: it is exchanged for an access token that lives 300 seconds (LABEL_STUDIO.md, section 2).
+A PAT is a JWT refresh token: it is exchanged for an access token that lives 300 seconds.
 Tokens go to the configured Label Studio only (origin and, where its address has one, path), never across redirects.
 """
 

@@ -1,6 +1,6 @@
 """Images of tasks: fetched by strict rules, decoded once, kept on disk.
 
-Task data is written by annotators and importers, so it is hostile. Accepted are (LABEL_STUDIO.md, section 6):
+Task data is written by annotators and importers, so it is hostile. Accepted are:
 
 * paths on the configured Label Studio that start with `/data/` or `/storage-data/`, or that let it resolve a file of
   its storage (`/tasks/12/resolve/?fileuri=…`), with or without the path that its own address has;

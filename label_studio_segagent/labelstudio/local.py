@@ -234,7 +234,7 @@ class LocalLabelStudio:
         """Add an ML backend to a project and return its id.
 
         Label Studio makes its title the project's model version: give the backend's version, so that the score column
-        of the Data Manager is filled (LABEL_STUDIO.md, section 5).
+        of the Data Manager is filled.
         """
         body: dict[str, Any] = {"project": project, "url": url, "title": title, "is_interactive": True}
         if auth:

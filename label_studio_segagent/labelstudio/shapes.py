@@ -1,7 +1,7 @@
 """What Label Studio's image regions look like: the shape that a `value` holds, and its pixels.
 
 Label Studio tells what was drawn by the fields of the value, whatever the result's type says, and so does this module.
-Coordinates are percent of the (EXIF-oriented) image; see LABEL_STUDIO.md, section 8.
+Coordinates are percent of the (EXIF-oriented) image.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def _page(
 def merge_data(client: LabelStudioClient, project: int, task: int, columns: Mapping[str, Any]) -> None:
     """Set columns of a task's data and leave the others as they are, also when somebody changes them meanwhile.
 
-    Label Studio replaces the whole data at once (LABEL_STUDIO.md, section 7), so it is read again after it was written;
-    what another writer's change has undone is written again.
+    Label Studio replaces the whole data at once, so it is read again after it was written; what another writer's change
+    has undone is written again.
 
     Args:
         client: Of the server.

@@ -1,4 +1,4 @@
-"""Findings where people see them: task columns, a Data Manager tab, and boxes on the picture (LABEL_STUDIO.md, 7)."""
+"""Findings where people see them: task columns, a Data Manager tab, and boxes on the picture."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The ML backend that Label Studio talks to: a Flask app.
 
-The contract, as measured against Label Studio 1.23, is LABEL_STUDIO.md, sections 3 to 5. What matters most: one answer
-per task in order, {} for a task without prediction (never null), a score and the model version of /setup in every
-prediction, and /health and /setup that never wait for a prediction.
+What matters most, as measured against Label Studio 1.23: one answer per task in order, {} for a task without
+prediction (never null), a score and the model version of /setup in every prediction, and /health and /setup that never
+wait for a prediction.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`segagent worker`, `jobs`, `models`, `rank`: background work, the versions that it makes, what to label next."""
+"""`segagent worker`, `jobs`, `models`, `rank`, `refine`: background work, its versions, what to label next, masks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ProjectOption = Annotated[int, typer.Option(help="Label Studio project id.")]
 def worker(
     parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
 ) -> None:
-    """Do background jobs (training) until stopped.
+    """Do background jobs (training, checking and refining masks) until stopped.
 
     [b]segagent serve[/] starts one beside itself; run more of them on other machines with SEGAGENT_QUEUE_URL=redis://…
     and SEGAGENT_WORKER=false for the server. It may be killed at any time: its job goes on in the next worker.
@@ -199,7 +199,7 @@ def prune(
     project: ProjectOption,
     keep: Annotated[int, typer.Option(help="So many versions stay, the newest ones, and the serving one.", min=0)] = 5,
 ) -> None:
-    """Delete old versions."""
+    """Delete old versions of a project; the one that serves it always stays."""
     try:
         gone = _store().prune(project, keep)
     except (SegAgentError, OSError) as error:

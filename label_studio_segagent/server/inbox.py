@@ -1,6 +1,6 @@
 """The inbox of webhook events: written before the answer, worked on later, never lost.
 
-Label Studio calls webhooks once, inside the annotator's own request, and waits one second (LABEL_STUDIO.md, section 3).
+Label Studio calls webhooks once, inside the annotator's own request, and waits one second.
 """
 
 from __future__ import annotations

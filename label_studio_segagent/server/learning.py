@@ -199,8 +199,8 @@ class _Training:
 def _tell(client: LabelStudioClient, project: int, before: str, after: str) -> None:
     """Where the project shows predictions of the version before, let it show those of the new one.
 
-    Label Studio's score column and its pre-labels go by the version that the project names (LABEL_STUDIO.md,
-    section 5). A project that names something else was set up so by somebody, and stays so.
+    Label Studio's score column and its pre-labels go by the version that the project names. A project that names
+    something else was set up so by somebody, and stays so.
     """
     try:
         for backend in client.call("GET", "/api/ml", project=project):

@@ -74,7 +74,8 @@ class Settings(ModelSettings):
     )
     data_dir: Path = Field(
         Path("~/.local/share/label-studio-segagent"),
-        description="Folder for the caches of images and embeddings, and the inbox of events.",
+        description="Folder for all that is kept: caches of images and embeddings, the inbox of events, jobs, and of "
+        "every project its model versions and findings.",
     )
     allowed_image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated hosts, besides Label Studio, that task images may come from."

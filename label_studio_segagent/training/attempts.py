@@ -1,6 +1,6 @@
 """Attempts of a policy, step by step: clicks that raised the IoU are kept, other actions are the annotator's.
 
-Source: SegAgent (arXiv 2503.08625), section 4; docs/SEGAGENT.md, section 5.
+Source: SegAgent (arXiv 2503.08625), section 4.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ In every round the current policy is rolled out on the training samples. A click
 action is replaced by that of the simulated annotator for the same state, and the rollout goes on from there. These
 trajectories and the original ones together train the *starting* model anew.
 
-Source: SegAgent (arXiv 2503.08625), section 4; docs/SEGAGENT.md, section 5.
+Source: SegAgent (arXiv 2503.08625), section 4.
 """
 
 from __future__ import annotations

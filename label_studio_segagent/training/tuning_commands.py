@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..defaults import ANSWERS_IN_A_STEP, FIT_MINUTES, MAX_CLICKS, STAR_ROUNDS
-from ..opening import ExifOption
+from ..opening import ExifOption, SegmenterOption
 from ..terminal import console, errors, reporting
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def star(
     out: OutOption,
     split: Annotated[str | None, typer.Option(help="Part of it to learn on, for example train.")] = None,
     held_out: Annotated[str | None, typer.Option(help="Part of it to measure on, for example val.")] = None,
-    segmenter: Annotated[str | None, typer.Option(help="Segmentation tool. Default: SEGAGENT_SEGMENTER.")] = None,
+    segmenter: SegmenterOption = None,
     trajectories: Annotated[
         list[Path] | None, typer.Option(help="Original trajectories (JSONL); by default F_sim's on --data.")
     ] = None,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image as PilImage
 from typer.testing import CliRunner
 
@@ -236,3 +238,15 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert photos[0].path.name in result.output
     for name in ("sheet.png", "label_studio.json", "label_config.xml", "coco.json", "trajectories.jsonl"):
         assert name in result.output and (tmp_path / "out" / name).exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "predict", "evaluate", "trajectories", "star"])
+def test_the_help_names_every_kind_of_model(command: str) -> None:
+    from label_studio_segagent import policies, segmenters
+
+    parameters = {p.name: p for p in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    said = parameters["segmenter"].help
+    assert all(re.search(rf"\b{family}\b", said) for family in segmenters._FAMILIES) and "SEGAGENT_SEGMENTER" in said
+    if command not in ("trajectories", "star"):
+        said = parameters["policy"].help
+        assert all(re.search(rf"\b{family}\b", said) for family in policies._FAMILIES) and "SEGAGENT_POLICY" in said

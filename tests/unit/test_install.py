@@ -66,3 +66,12 @@ def test_the_lock_is_what_everything_installs_by() -> None:
 def test_the_types_are_shipped() -> None:
     assert (Path(label_studio_segagent.__file__).parent / "py.typed").is_file()
     assert version("label-studio-segagent") == label_studio_segagent.__version__
+
+
+def test_no_file_cites_a_document_that_is_not_here() -> None:
+    cited = re.compile(r"\b(?:docs/)?[A-Za-z_-]+\.md\b")
+    names = {path.name for folder in (ROOT, ROOT / "docs", ROOT / "backend") for path in folder.glob("*.md")}
+    made = {"MODEL_CARD.md"}  # what trainings write
+    for path in Path(label_studio_segagent.__file__).parent.rglob("*.py"):
+        for citation in cited.findall(path.read_text("utf-8")):
+            assert Path(citation).name in names | made, f"{path} cites {citation}"

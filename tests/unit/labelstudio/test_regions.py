@@ -285,7 +285,7 @@ def test_a_key_point_by_a_hair_beside_the_image_is_on_its_border(x: float, y: fl
 
 
 def test_key_point_in_the_real_context_of_label_studio() -> None:
-    """From LABEL_STUDIO.md, section 3."""
+    """As the editor of 1.23 sends it."""
     result = {
         "original_width": 640,
         "original_height": 480,
