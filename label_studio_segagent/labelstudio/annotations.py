@@ -143,7 +143,7 @@ class TaskReader:
         found = self._labels(annotation, region)
         for label in found:
             parts: list[Any] = [self._task["id"], annotation["id"], region.id]
-            parts += [label.name] if len(found) > 1 else []
+            parts += [label.title] if len(found) > 1 else []
             yield Record(
                 area.picture,
                 typed if typed and alone else label.prompt(self._data),
@@ -153,7 +153,7 @@ class TaskReader:
                 self._about(annotation, weight)
                 | {
                     "region": region.id,
-                    "label": label.name,
+                    "label": label.title,
                     "shape": region.shape,
                     "to_name": region.to_name,
                     "item_index": region.item_index,
@@ -185,7 +185,7 @@ class TaskReader:
             for index, _ in tag.urls(self._data):
                 carried = self._carried(results, tag, index)
                 unsaid = {
-                    label.prompt(self._data): label.name for _, label in outputs
+                    label.prompt(self._data): label.title for _, label in outputs
                     if carried is None or {label.name, label.value} & carried
                 }  # fmt: skip
                 try:
@@ -200,9 +200,9 @@ class TaskReader:
                     if prompt in said or prompt in unsaid:
                         continue
                     size = (pixels.shape[0], pixels.shape[1])
-                    name = f"{self._task['id']}/{annotation['id']}/no {label.name}" + (f"/{index}" if index else "")
+                    name = f"{self._task['id']}/{annotation['id']}/no {label.title}" + (f"/{index}" if index else "")
                     about: dict[str, Any] = {
-                        "label": label.name,
+                        "label": label.title,
                         "to_name": tag.name,
                         "item_index": index,
                         "absent": True,

@@ -26,7 +26,8 @@ class Label:
 
     Attributes:
         value: What the annotator reads.
-        name: What stands in results: the alias if there is one, else the value as the config has it.
+        name: What stands in results: the alias if there is one, else the value as the config has it: Label Studio saves
+            `<Label value="$v"/>` as "$v", and knows it by nothing else.
         hint: The `hint` attribute, or "". It may have variables of the task.
     """
 
@@ -34,10 +35,15 @@ class Label:
     name: str
     hint: str = ""
 
+    @property
+    def title(self) -> str:
+        """What people call it: its name, or what stands for a variable there."""
+        return self.value if has_variable(self.name) else self.name
+
     def prompt(self, data: Mapping[str, Any]) -> str:
         """The text the policy is asked for: the hint, else the alias, else the value."""
         hint = resolve(self.hint, data)
-        return ("" if hint is None else str(hint).strip()) or (self.value if has_variable(self.name) else self.name)
+        return ("" if hint is None else str(hint).strip()) or self.title
 
     def for_task(self, data: Mapping[str, Any]) -> Label | None:
         """The label with the variables of its value resolved; None where the task has nothing for them."""

@@ -232,6 +232,33 @@ def test_a_suggestion_accepted_while_the_label_of_the_prompt_is_selected(
     assert len(content["images"]) == 1 and len(content["annotations"]) == 2
 
 
+def test_variables_are_what_the_page_makes_of_them(
+    label_studio: LocalLabelStudio, signed_in: webdriver.Chrome, make_task: Callable[[str], Task], backend: Backend,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config = """<View><Image name="image" value="$photos[1].url"/>
+      <BrushLabels name="brush" toName="image"><Label value="$v" background="#ff0000"/></BrushLabels>
+      <Repeater on="$more" indexFlag="{{idx}}"><Image name="page_{{idx}}" value="$more[{{idx}}].page"/>
+      <BrushLabels name="b_{{idx}}" toName="page_{{idx}}"><Label value="thing"/></BrushLabels></Repeater></View>"""
+    made, browser, client = make_task(CONFIG), signed_in, label_studio.client
+    url = client.call("GET", "/api/tasks", project=made.project, fields="all")["tasks"][0]["data"]["image"]
+    project = label_studio.create_project("Variables", config)
+    data = {"photos": [{"url": "no"}, {"url": url}], "v": "flower", "more": [{"page": url}, {"page": url}]}
+    client.call("POST", f"/api/projects/{project}/import", [{"data": data}])
+    [found] = client.call("GET", "/api/tasks", project=project)["tasks"]
+    label_studio.connect_backend(project, backend.url, backend.version)
+    label_studio.retrieve_predictions(project)
+    browser.get(f"{label_studio.url}/projects/{project}/data?task={found['id']}")
+    wait(browser, lambda b: b.execute_script(REGIONS) == 3)
+    pages = "return window.Htx.annotationStore.selected.regions.map(r => r.object.name)"
+    assert browser.execute_script(pages) == ["image", "page_0", "page_1"]
+    shown = "return window.Htx.annotationStore.selected.regions.map(r => r.labeling.selectedLabels.map(l => l._value))"
+    assert browser.execute_script(shown) == [["flower"], ["thing"], ["thing"]]
+    submit(browser, label_studio, Task(found["id"], project, made.photo, made.predicted))
+    records, failures = read(label_studio, project, tmp_path)
+    assert not failures and sorted(record.prompt for record in records) == ["flower", "thing", "thing"]
+
+
 def read(label_studio: LocalLabelStudio, project: int, folder: Path) -> tuple[list[Record], list[Any]]:
     """What trainings, quality control and exports read of a project, and what failed."""
     failures: list[Any] = []

@@ -200,6 +200,21 @@ def test_an_image_that_the_config_does_not_have_is_named(read: Any) -> None:
     assert "annotation 5: the labelling config has no Image 'photo'; it has: 'image'" in read.failures[0][1]
 
 
+def test_a_label_with_a_variable_is_what_the_task_has_for_it(read: Any, studio: Studio) -> None:
+    studio.config = """<View><Image name="image" value="$photo.url"/>
+      <BrushLabels name="brush" toName="image"><Label value="$v"/><Label value="$w"/></BrushLabels></View>"""
+    [result] = drawn(ring())
+    data = {"photo": {"url": "/data/upload/1/a-cat.png"}, "v": "horse", "w": "cow"}
+    for saved in ("$v", "horse"):  # as Label Studio saves it, and as others write it
+        result["value"]["brushlabels"] = [saved]
+        records = read(task(1, annotation(5, [result]), data=data), absent=True)
+        assert not read.failures and [(r.prompt, r.meta["label"]) for r in records] == [
+            ("horse", "horse"),
+            ("cow", "cow"),
+        ]
+        assert absent(records) == {"cow"}
+
+
 def test_pages_of_a_repeater(read: Any, studio: Studio) -> None:
     studio.config = """<View><Repeater on="$document" indexFlag="{{idx}}">
       <Image name="page_{{idx}}" value="$document[{{idx}}].page"/>

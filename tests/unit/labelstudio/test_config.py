@@ -204,6 +204,27 @@ def test_alias_and_hint(attributes: str, name: str, prompt: str) -> None:
     assert (label.value, label.name, label.prompt(data)) == ("Cat", name, prompt)
 
 
+def test_labels_with_variables() -> None:
+    """Label Studio shows what the task has for "$v", and saves "$v"."""
+    config = parse(
+        IMAGE,
+        '<BrushLabels name="b" toName="image"><Label value="$v"/><Label value="$meta.kind" alias="k"/>'
+        '<Label value="a $colour cat"/><Label value="Cat" hint="$meta.caption"/></BrushLabels>',
+    )
+    data = {"v": "horse", "meta": {"kind": "cow", "caption": " the cat on the mat "}, "colour": "red"}
+    found = [(label.name, label.value, label.prompt(data)) for _, label in config.outputs("image", data)]
+    assert found == [
+        ("$v", "horse", "horse"), ("k", "cow", "k"), ("a $colour cat", "a red cat", "a red cat"),
+        ("Cat", "Cat", "the cat on the mat"),
+    ]  # fmt: skip
+    for name in ("$v", "horse"):
+        assert config.output_of("image", name, data)[1].prompt(data) == "horse"
+    # What the task has nothing for is not asked for.
+    assert list(where(config, {})) == ["Cat"] and list(where(config, {"v": "", "colour": ["x"]})) == ["Cat"]
+    nested = parse(IMAGE, '<BrushLabels name="b" toName="image" value="$doc.labels"/>')
+    assert list(where(nested, {"doc": {"labels": [{"value": "Dog"}]}})) == ["Dog"]
+
+
 def test_labels_from_the_task() -> None:
     config = parse(IMAGE, '<BrushLabels name="b" toName="image" value="$labels"><Label value="Cat"/></BrushLabels>')
     data = {"labels": [{"value": "Dog", "hint": "a dog", "alias": "d"}, {"value": "Bird"}, "Fish"]}
