@@ -92,6 +92,31 @@ def test_what_belongs_to_a_region_stays_with_it(refiner: TaskRefiner, given: Mas
     assert done.results[1]["id"] == "r" and done.results[1]["value"]["brushlabels"] == ["object", "shiny"]
 
 
+def test_a_label_that_is_gone_is_never_rewritten_as_another(
+    predictor: Predictor, given: MaskTask, spoilt: np.ndarray
+) -> None:
+    one = LabelConfig.parse(CONFIG.replace('<Label value="shiny"/>', ""))
+    task = given(brush(spoilt, "r", "artefact"), brush(spoilt, "s", "artefact", "object"))
+    done = TaskRefiner(predictor.agent, predictor.images, one).refine(task)
+    assert done.results[0] == task["annotations"][0]["result"][0]
+    assert len(done.failures) == 1 and "region r: label 'artefact' has no" in done.failures[0]
+    assert [c.label.name for c in done.changes] == ["object"]
+    assert done.results[1]["value"]["brushlabels"] == ["artefact", "object"]
+
+
+def test_a_suggestion_accepted_with_the_label_of_a_prompt_is_refined_once(
+    refiner: TaskRefiner, given: MaskTask, scene: Sample, spoilt: np.ndarray
+) -> None:
+    main = brush(spoilt)
+    twin = {**main, "type": "keypointlabels", "from_name": "point"}
+    twin["value"] = {"format": "rle", "rle": main["value"]["rle"], "keypointlabels": ["object"]}
+    for results in ([main, twin], [twin, main]):
+        done = refiner.refine(given(*results))
+        region, mask = only(done.results)
+        assert len(done.changes) == 1 and (region.id, region.labels) == ("r", ("object",))
+        assert iou(mask, scene.mask) > 0.9 and len(done.results) == 1
+
+
 def test_regions_are_refined_for_themselves(
     refiner: TaskRefiner, given: MaskTask, scene: Sample, spoilt: np.ndarray
 ) -> None:
