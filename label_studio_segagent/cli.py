@@ -204,7 +204,7 @@ def predict(
     table = Table("image", "label", "objects", "predicted IoU")
     for photo, name, rollouts in found:
         ratings = ", ".join(f"{r.predicted_iou:.2f}" for r in rollouts)
-        table.add_row(escape(photo.path.name), escape(name), str(len(rollouts)), ratings)
+        table.add_row(escape(str(photo.path)), escape(name), str(len(rollouts)), ratings)
     console.print(table)
     if found:
         _print_written(out)

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PilImage
 
 from label_studio_segagent import SegAgent, load_policy, load_segmenter
+from label_studio_segagent.datasets.coco_writer import CocoWriter
 from label_studio_segagent.errors import ConfigError
 from label_studio_segagent.hlmat.actions import Click, Finish
 from label_studio_segagent.hlmat.annotator import SimulatedAnnotator
 from label_studio_segagent.hlmat.metrics import iou
-from label_studio_segagent.hlmat.trajectory import Sample
+from label_studio_segagent.hlmat.trajectory import Sample, encode_mask
 from label_studio_segagent.policies import Observation
 from label_studio_segagent.policies.oracle import OraclePolicy
 
@@ -103,6 +105,17 @@ def test_loaded_from_a_coco_file(demo_json: Path, photos: list[Sample]) -> None:
     policy = load_policy(f"oracle:{demo_json}")
     assert policy.version == OraclePolicy(photos).version
     assert len(policy.locate(photos[2].image, photos[2].prompt)) >= 1
+
+
+def test_one_bad_row_does_not_silence_it(scene: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "images").mkdir()
+    PilImage.fromarray(scene.image).save(tmp_path / "images" / "a.png")
+    writer = CocoWriter(tmp_path)
+    image = writer.add_image("a.png", (120, 160))
+    writer.add_object(image, scene.prompt, encode_mask(scene.mask))
+    writer.add_object(image, "bad", encode_mask(scene.mask), category_id=77)
+    policy = load_policy(f"oracle:{writer.write('coco.json')}")
+    assert policy.act([see(scene, scene.mask)])[0].predicted_iou == 1 and "no category 77" in caplog.text
 
 
 @pytest.mark.parametrize("spec", ["oracle", "oracle:", "oracle:/does/not/exist.json"])
