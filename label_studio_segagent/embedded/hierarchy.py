@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from .name_table import NameTable
+from .words import forms, phrases
 
-__all__ = ["Concept", "Placed", "steps_up"]
+__all__ = ["Concept", "Placed", "find_node", "place_names", "steps_up"]
 
 Concept: TypeAlias = "int | str"
 """A class of ImageNet (its index) or a name that masks have taught."""
@@ -23,6 +24,15 @@ def steps_up(table: NameTable, node: int) -> dict[int, int]:
         level = [parent for parent in dict.fromkeys(above) if parent not in steps]
         steps.update(dict.fromkeys(level, distance))
     return steps
+
+
+def find_node(table: NameTable, name: str) -> tuple[int, int] | None:
+    """The node that a normalised name means, and how many steps the name lies below it: "flat shoes" are shoes."""
+    for phrase in phrases(name):
+        for form in forms(phrase):
+            if senses := table.senses(form):
+                return senses[0][0], int(phrase != name)
+    return None
 
 
 class Placed:
@@ -47,3 +57,9 @@ class Placed:
                 below[above][concept] = min(steps + distance, below[above].get(concept, steps + distance))
         self.at: Mapping[int, list[Concept]] = dict(at)
         self.below: Mapping[int, dict[Concept, int]] = dict(below)
+
+
+def place_names(table: NameTable, names: Iterable[str]) -> Placed:
+    """Names in the hierarchy, those it has no words for left out."""
+    found = ((name, find_node(table, name)) for name in names)
+    return Placed(table, [(name, *node) for name, node in found if node])

@@ -1,7 +1,7 @@
 """The table of names: English nouns, what they mean, and which meanings lie above which.
 
 Made from WordNet 3.0 (`WORDNET-LICENSE.txt`) by `build_names`. A *node* is a meaning (WordNet's synset), an *anchor* a
-name that is neither a class of ImageNet nor a must: a label of the training sets, as a neighbour of other words.
+label of the training sets: like the classes of ImageNet what people call things, and near to other meanings.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class NameTable:
     Attributes:
         class_names: ImageNet's 1,000 classes in their order.
         class_nodes: (1000,) int, their nodes.
+        anchors: The labels of the training sets, normalised.
     """
 
     def __init__(self, path: Path = TABLE) -> None:
@@ -40,13 +41,17 @@ class NameTable:
             self._sense_nodes, self._sense_weights = arrays["sense_nodes"], arrays["sense_weights"]
             self._parent_ends = np.cumsum(arrays["parent_counts"], dtype=np.int32)
             self._parents = arrays["parents"]
-            self._near_words = arrays["near_words"]
+            self._near_nodes = arrays["near_nodes"]
             self._near_ends = np.cumsum(arrays["near_counts"], dtype=np.int32)
             self._near_names, self._near_weights = arrays["near_names"], arrays["near_weights"]
             self.class_nodes: npt.NDArray[np.uint16] = arrays["class_nodes"]
             names = arrays["names"].tobytes().decode("utf-8").split("\n")
         self.class_names = tuple(names[: len(self.class_nodes)])
-        self._anchors = names[len(self.class_nodes) :]
+        self.anchors = tuple(names[len(self.class_nodes) :])
+
+    def knows(self, word: str) -> bool:
+        """Whether it is an English noun, also one for nothing that can be seen."""
+        return self._find(word) is not None
 
     def senses(self, word: str) -> list[tuple[int, float]]:
         """The nodes that a normalised word means with weights in (0, 1], the likeliest first; empty if unknown."""
@@ -59,20 +64,18 @@ class NameTable:
         """The nodes directly above one: "dog" is below "canine" and "domestic animal"."""
         return [int(parent) for parent in self._parents[_span(self._parent_ends, node)]]
 
-    def nearest(self, word: str) -> list[tuple[int | str, float]]:
-        """Classes of ImageNet (index) and other names near to a word that the hierarchy does not lead to any class.
+    def nearest(self, node: int) -> list[tuple[int | str, float]]:
+        """What is near to a node that is no class of ImageNet and has none below.
 
         Returns:
-            (class or name, similarity in (0, 1]), the nearest first.
+            (class, or anchor, weight in (0, 1)), the nearest first.
         """
-        place = self._find(word)
-        if place is None or (near := int(np.searchsorted(self._near_words, place))) == len(self._near_words):
-            return []
-        if self._near_words[near] != place:
+        near = int(np.searchsorted(self._near_nodes, node))
+        if near == len(self._near_nodes) or self._near_nodes[near] != node:
             return []
         span, classes = _span(self._near_ends, near), len(self.class_nodes)
         return [
-            (int(name) if name < classes else self._anchors[name - classes], float(weight / _FULL))
+            (int(name) if name < classes else self.anchors[name - classes], float(weight / _FULL))
             for name, weight in zip(self._near_names[span], self._near_weights[span], strict=True)
         ]
 
@@ -96,7 +99,8 @@ def save_table(
     parents: Sequence[Sequence[int]],
     class_nodes: Sequence[int],
     class_names: Sequence[str],
-    nearest: Mapping[str, Sequence[tuple[int | str, float]]],
+    anchors: Sequence[str],
+    nearest: Mapping[int, Sequence[tuple[int | str, float]]],
 ) -> None:
     """Write the file that `NameTable` reads.
 
@@ -106,15 +110,13 @@ def save_table(
         parents: For each node the nodes directly above it.
         class_nodes: The nodes of ImageNet's classes.
         class_names: Their names.
-        nearest: Word of `senses` -> (class or name, weight).
+        anchors: The labels of the training sets.
+        nearest: Node -> (class, or anchor, weight).
     """
     words = sorted(senses, key=lambda word: word.encode("utf-8"))
-    place = {word: i for i, word in enumerate(words)}
-    near_words = sorted(nearest, key=place.__getitem__)
-    anchors = sorted({name for near in nearest.values() for name, _ in near if isinstance(name, str)})
     number = {name: len(class_nodes) + i for i, name in enumerate(anchors)}
     entries = [entry for word in words for entry in senses[word]]
-    near = [entry for word in near_words for entry in nearest[word]]
+    near = [entry for node in sorted(nearest) for entry in nearest[node]]
     arrays: dict[str, npt.NDArray[Any]] = {
         "words": _text(words),
         "sense_counts": np.array([len(senses[word]) for word in words], np.uint8),
@@ -124,8 +126,8 @@ def save_table(
         "parents": np.array([node for above in parents for node in above], np.uint16),
         "class_nodes": np.array(class_nodes, np.uint16),
         "names": _text([*class_names, *anchors]),
-        "near_words": np.array([place[word] for word in near_words], np.uint32),
-        "near_counts": np.array([len(nearest[word]) for word in near_words], np.uint8),
+        "near_nodes": np.array(sorted(nearest), np.uint16),
+        "near_counts": np.array([len(nearest[node]) for node in sorted(nearest)], np.uint8),
         "near_names": np.array([n if isinstance(n, int) else number[n] for n, _ in near], np.uint16),
         "near_weights": _weights(near),
     }

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal, TypeAlias
 
-from .hierarchy import Concept, Placed, steps_up
+import numpy as np
+import numpy.typing as npt
+
+from .hierarchy import Concept, Placed, place_names, steps_up
 from .name_table import NameTable
-from .words import SALIENT, SYNONYMS, closest_spelling, normalise, phrases, singulars
+from .sentences import sentences
+from .words import SALIENT, SYNONYMS, closest_spelling, forms, normalise, phrases, singulars
 
 __all__ = ["Meaning", "class_names", "meaning"]
 
@@ -27,9 +31,14 @@ _FIRST_STEP_UP, _PER_STEP_UP = 0.8, 0.95
 """A stallion is a horse, but not every horse is one: weight of a concept above for the first step, and each further."""
 _ABOVE_ITS_CLASS = 0.5
 """The same for what has a class of its own: the factor of the concepts above."""
+_OF_ITS_KIND = 0.6
+"""A puppy may look like any breed of dog: the factor of what else lies below the concept above."""
 _LEAST_SENSE_UP = 0.5
 """Rarer meanings of a word count only with what they are or have below."""
 _BY_SYNONYM = 0.9
+_LEAST_SIMILARITY = 0.78
+"""Of two texts in the embedding; below, it is nonsense (tumour and crab)."""
+_MOST_SIMILAR = 5
 _LEAST = 0.15
 """Weights below are left out."""
 
@@ -74,7 +83,7 @@ def _table() -> NameTable:
 
 @lru_cache(maxsize=8)
 def _dictionary(taught: tuple[str, ...]) -> _Dictionary:
-    return _Dictionary(_table(), _placed_classes(), taught)
+    return _Dictionary(_table(), *_placed(), taught)
 
 
 @lru_cache(maxsize=4096)
@@ -83,38 +92,49 @@ def _meaning(text: str, taught: tuple[str, ...]) -> Meaning:
 
 
 @cache
-def _placed_classes() -> Placed:
-    return Placed(_table(), [(index, int(node), 0) for index, node in enumerate(_table().class_nodes)])
+def _placed() -> tuple[Placed, Placed]:
+    """The classes, and the anchors."""
+    table = _table()
+    classes = Placed(table, [(index, int(node), 0) for index, node in enumerate(table.class_nodes)])
+    return classes, place_names(table, table.anchors)
 
 
 class _Dictionary:
     """Meanings for one set of taught names, normalised."""
 
-    def __init__(self, table: NameTable, classes: Placed, taught: Sequence[str]) -> None:
+    def __init__(self, table: NameTable, classes: Placed, anchors: Placed, taught: Sequence[str]) -> None:
         self._table = table
         self._taught = frozenset(taught)
-        self._classes = {normalise(name): i for i, name in enumerate(table.class_names)}
-        nodes = {name: self._node(name) for name in taught}
-        self._placed = (classes, Placed(table, ((name, *node) for name, node in nodes.items() if node)))
-        self._spellings = [*taught, *self._classes, *(s for s, n in SYNONYMS.items() if n in self._taught)]
+        self._class_names = {normalise(name) for name in table.class_names}
+        self._placed = (classes, place_names(table, taught))
+        self._named = {*classes.at, *anchors.at, *self._placed[1].at}
+        self._texts = [*table.class_names, *taught]
+        self._vectors: npt.NDArray[np.float32] | None = None
+        self._spellings = [*taught, *sorted(self._class_names), *(s for s, n in SYNONYMS.items() if n in self._taught)]
 
     def meaning(self, text: str) -> Meaning:
         for phrase in phrases(text):
-            for form in _forms(phrase):
+            for form in forms(phrase):
                 if (found := self._of_word(form)) is not None:
                     return found
+        if any(self._table.knows(form) for form in singulars(text)):
+            return self._by_text(text)
         for form in singulars(text):
             if (name := closest_spelling(form, self._spellings)) and (found := self._of_word(name)):
                 return found
-        return _UNKNOWN
+        return self._by_text(text)
 
-    def _node(self, name: str) -> tuple[int, int] | None:
-        """Where a name belongs: a node and the steps below it."""
-        for phrase in phrases(name):
-            for form in _forms(phrase):
-                if senses := self._table.senses(form):
-                    return senses[0][0], int(phrase != name)
-        return None
+    def _by_text(self, text: str) -> Meaning:
+        """The names nearest to a text in the embedding of the extra `names`."""
+        if not text or (model := sentences()) is None:
+            return _UNKNOWN
+        if self._vectors is None:
+            self._vectors = model.embed(self._texts)
+        similar = self._vectors @ model.embed([text])[0]
+        concepts: list[Concept] = [*range(len(self._table.class_names)), *self._texts[len(self._table.class_names) :]]
+        best = np.argsort(-similar, kind="stable")[:_MOST_SIMILAR]
+        weights = {concepts[i]: min(1.0, float(similar[i])) for i in best if similar[i] >= _LEAST_SIMILARITY}
+        return _sorted(weights, "nearest") if weights else _UNKNOWN
 
     def _at(self, node: int) -> list[Concept]:
         return [concept for placed in self._placed for concept in placed.at.get(node, ())]
@@ -122,51 +142,66 @@ class _Dictionary:
     def _below(self, node: int) -> dict[Concept, int]:
         return {concept: n for placed in self._placed for concept, n in placed.below.get(node, {}).items()}
 
-    def _of_word(self, word: str) -> Meaning | None:
+    def _of_word(self, word: str, synonyms: bool = True) -> Meaning | None:
         exact: dict[Concept, float] = {word: 1.0} if word in self._taught else {}
-        if word == SALIENT or (SYNONYMS.get(word) == SALIENT and word not in self._classes):
+        if word == SALIENT or (SYNONYMS.get(word) == SALIENT and word not in self._class_names):
             salient = exact or ({SALIENT: 1.0} if SALIENT in self._taught else {})
             return _sorted(salient, "name") if salient else _UNKNOWN
-        if weights := _merge([exact, self._of_senses(word, bool(exact))]):
-            also = [] if exact else [name for name in self._synonyms(word) if name in self._taught]
-            by_synonym: dict[Concept, float] = dict.fromkeys(also, _BY_SYNONYM)
-            return _sorted(_merge([weights, by_synonym]), self._how(word, exact))
-        for other in self._synonyms(word):
-            if found := self._of_word(other):
-                weights = dict[Concept, float]((*found.classes, *found.taught))
-                return _sorted({concept: _BY_SYNONYM * weight for concept, weight in weights.items()}, "synonym")
-        near = {c: w for c, w in self._table.nearest(word) if isinstance(c, int) or c in self._taught}
-        return _sorted(near, "nearest") if near else None
+        weights = _merge([exact, self._of_senses(word, bool(exact))])
+        how: How = "name" if exact or word in self._class_names else "hierarchy"
+        if how != "name" and any(self._at(node) for node, _ in self._table.senses(word)):
+            how = "synonym"
+        if not exact:
+            weights |= {n: max(_BY_SYNONYM, weights.get(n, 0)) for n in self._synonyms(word) if n in self._taught}
+        near = self._near(word, names_too=not any(isinstance(concept, str) for concept in weights))
+        weights, how = (_merge([weights, near]), how) if weights else (near, "nearest")
+        if synonyms and not any(isinstance(concept, int) for concept in weights):
+            by_synonym = _merge(self._of_synonym(other) for other in self._synonyms(word))
+            weights, how = _merge([by_synonym, weights]), how if weights else "synonym"
+        return _sorted(weights, how) if max(weights.values(), default=0) >= _LEAST else None
+
+    def _of_synonym(self, word: str) -> dict[Concept, float]:
+        found = self._of_word(word, synonyms=False)
+        return {c: w * _BY_SYNONYM for c, w in (*found.classes, *found.taught)} if found else {}
 
     def _synonyms(self, word: str) -> list[str]:
         """Other words for it: its own, or names that were taught by one of their synonyms."""
         return [SYNONYMS[word]] if word in SYNONYMS else [n for n in sorted(self._taught) if SYNONYMS.get(n) == word]
 
-    def _how(self, word: str, exact: Mapping[Concept, float]) -> How:
-        if exact or word in self._classes:
-            return "name"
-        return "synonym" if any(self._at(node) for node, _ in self._table.senses(word)) else "hierarchy"
-
     def _of_senses(self, word: str, exact: bool) -> dict[Concept, float]:
+        """What a word's meanings are, have below, and lie below."""
         senses = [(weight, node, self._below(node)) for node, weight in self._table.senses(word)]
         known = any(below for *_, below in senses)
-        weights: list[dict[Concept, float]] = []
+        parts: list[dict[Concept, float]] = []
         for weight, node, below in senses:
-            weights.append({c: weight * _PER_STEP_DOWN ** max(0, steps - 1) for c, steps in below.items()})
-            if not exact and (below if known else weight >= _LEAST_SENSE_UP):
-                factor = weight * (_ABOVE_ITS_CLASS if self._at(node) else 1)
-                weights.append({c: factor * up for c, up in self._above(node).items()})
-        return _merge(weights)
+            parts.append({c: weight * _PER_STEP_DOWN ** max(0, steps - 1) for c, steps in below.items()})
+            if exact or not (below if known else weight >= _LEAST_SENSE_UP):
+                continue
+            factor = weight * (_ABOVE_ITS_CLASS if any(isinstance(c, int) for c in self._at(node)) else 1)
+            kinds = any(isinstance(c, int) for c in below)
+            parts.append({c: factor * up for c, up in self._above(node).items() if isinstance(c, str) or not kinds})
+        return _merge(parts)
+
+    def _near(self, word: str, names_too: bool) -> dict[Concept, float]:
+        """What is near to a word's likeliest meaning, if it is no class and has none below; names for want of any."""
+        senses = self._table.senses(word)[:1]
+        near = dict(entry for node, _ in senses for entry in self._table.nearest(node))
+        return {c: w for c, w in near.items() if isinstance(c, int) or (names_too and c in self._taught)}
 
     def _above(self, node: int) -> dict[Concept, float]:
-        """The nearest concepts above a node."""
-        found = [(steps, above) for above, steps in steps_up(self._table, node).items() if steps and self._at(above)]
-        return {
-            concept: _FIRST_STEP_UP * _PER_STEP_UP ** (steps - 1)
-            for steps, above in found
-            if steps == found[0][0]
-            for concept in self._at(above)
-        }
+        """What the nearest names above a node mean."""
+        found: dict[Concept, float] = {}
+        distance = 0
+        for above, steps in steps_up(self._table, node).items():
+            if found and steps > distance:
+                break
+            if steps and above in self._named:
+                distance, up = steps, _FIRST_STEP_UP * _PER_STEP_UP ** (steps - 1)
+                itself, kinds = self._at(above), self._below(above)
+                if any(isinstance(c, str) for c in itself):  # a woman is a person, but no cyclist
+                    kinds = {c: n for c, n in kinds.items() if isinstance(c, int)}
+                found |= dict.fromkeys(kinds, up * _OF_ITS_KIND) | dict.fromkeys(itself, up)
+        return found
 
 
 def _merge(parts: Iterable[Mapping[Concept, float]]) -> dict[Concept, float]:
@@ -185,9 +220,3 @@ def _sorted(weights: Mapping[Concept, float], how: How) -> Meaning:
         taught=tuple((concept, weight) for concept, weight in ranked if isinstance(concept, str)),
         how=how,
     )
-
-
-def _forms(phrase: str) -> list[str]:
-    """A phrase as it may be looked up: "wine glasses", "wine glass", "wineglass"."""
-    forms = singulars(phrase)
-    return forms + [form.replace(" ", "") for form in forms if " " in form]

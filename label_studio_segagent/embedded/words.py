@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
-__all__ = ["SALIENT", "SYNONYMS", "closest_spelling", "normalise", "phrases", "singulars"]
+__all__ = ["SALIENT", "SHORTEST_MISSPELT", "SYNONYMS", "closest_spelling", "forms", "normalise", "phrases", "singulars"]
 
 SALIENT = "object"
 """The name that stands for "whatever stands out"; labels that nobody knows mean it too."""
@@ -105,7 +105,8 @@ _PORTIONS = frozenset(
 """Words before "of" that do not say what it is."""
 _LEAST_SIMILAR = 0.72
 """Share of common n-grams (Dice) from which two words are taken for the same."""
-_SHORTEST_MISSPELT = 5
+SHORTEST_MISSPELT = 5
+"""Letters from which on a word is looked up by its spelling."""
 _LONGEST_NAME = 3
 
 
@@ -131,6 +132,12 @@ def singulars(word: str) -> list[str]:
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         forms.append(word[:-1])
     return forms
+
+
+def forms(phrase: str) -> list[str]:
+    """A phrase as it may be found in a list of words: "wine glasses", "wine glass", "wineglass"."""
+    single = singulars(phrase)
+    return single + [form.replace(" ", "") for form in single if " " in form]
 
 
 def phrases(text: str) -> Iterator[str]:
@@ -166,7 +173,7 @@ def _grams(text: str, size: int = 2) -> frozenset[str]:
 
 def closest_spelling(text: str, names: Iterable[str]) -> str | None:
     """The name that shares most n-grams with a misspelt text, the first of equals; None without a likely one."""
-    if len(text) < _SHORTEST_MISSPELT:
+    if len(text) < SHORTEST_MISSPELT:
         return None
     grams, best, found = _grams(text), _LEAST_SIMILAR, None
     for name in names:
