@@ -162,7 +162,8 @@ class _Dictionary:
 
     def _of_synonym(self, word: str) -> dict[Concept, float]:
         found = self._of_word(word, synonyms=False)
-        return {c: w * _BY_SYNONYM for c, w in (*found.classes, *found.taught)} if found else {}
+        weights = dict[Concept, float]((*found.classes, *found.taught) if found else ())
+        return {concept: weight * _BY_SYNONYM for concept, weight in weights.items()}
 
     def _synonyms(self, word: str) -> list[str]:
         """Other words for it: its own, or names that were taught by one of their synonyms."""
@@ -185,8 +186,8 @@ class _Dictionary:
     def _near(self, word: str, names_too: bool) -> dict[Concept, float]:
         """What is near to a word's likeliest meaning, if it is no class and has none below; names for want of any."""
         senses = self._table.senses(word)[:1]
-        near = dict(entry for node, _ in senses for entry in self._table.nearest(node))
-        return {c: w for c, w in near.items() if isinstance(c, int) or (names_too and c in self._taught)}
+        near = [entry for node, _ in senses for entry in self._table.nearest(node)]
+        return {c: w for c, w in near if isinstance(c, int) or (names_too and c in self._taught)}
 
     def _above(self, node: int) -> dict[Concept, float]:
         """What the nearest names above a node mean."""
