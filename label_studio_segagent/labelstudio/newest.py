@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["newest_first"]
+__all__ = ["newest_first", "newness"]
 
 
 def newest_first(task: Any, name: str) -> list[dict[str, Any]]:
@@ -20,7 +20,13 @@ def newest_first(task: Any, name: str) -> list[dict[str, Any]]:
     """
     items = task.get(name) if isinstance(task, Mapping) else None
     valid = [i for i in items if isinstance(i, dict) and not i.get("was_cancelled")] if isinstance(items, list) else []
-    return sorted(valid, key=lambda item: (_changed(item), _number(item)), reverse=True)
+    return sorted(valid, key=newness, reverse=True)
+
+
+def newness(item: Mapping[str, Any]) -> tuple[float, int]:
+    """Larger for a newer annotation, draft or prediction: when it was changed, and its id."""
+    number = item.get("id")
+    return _changed(item), number if isinstance(number, int) else -1
 
 
 def _changed(item: Mapping[str, Any]) -> float:
@@ -33,8 +39,3 @@ def _changed(item: Mapping[str, Any]) -> float:
         # Label Studio's times are of UTC.
         return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
     return float("-inf")
-
-
-def _number(item: Mapping[str, Any]) -> int:
-    number = item.get("id")
-    return number if isinstance(number, int) else -1

@@ -116,15 +116,18 @@ def add_control(client: LabelStudioClient, project: int) -> None:
 
     Raises:
         ApiError: Label Studio refused or failed.
-        ConfigError: The config has no Image.
+        ConfigError: The config has no Image, or none outside of a Repeater, which a control beside it cannot name.
     """
     config = str(client.call("GET", f"/api/projects/{project}/")["label_config"])
     if has_control(config):
         return
     root = _parsed(config)
-    image = next((tag.get("name") for tag in root.iter() if str(tag.tag).lower() == "image"), None)
+    repeated = {inner for tag in root.iter() if str(tag.tag).lower() == "repeater" for inner in tag.iter()}
+    images = [tag for tag in root.iter() if str(tag.tag).lower() == "image"]
+    image = next((tag.get("name") for tag in images if tag not in repeated), None)
     if image is None:
-        raise ConfigError(f"the labelling config of project {project} has no Image: there is nothing to put boxes on")
+        where = "has its Images in a Repeater" if images else "has no Image"
+        raise ConfigError(f"the labelling config of project {project} {where}: there is nothing to put boxes on")
     control = SubElement(root, "RectangleLabels", {"name": QC_CONTROL, "toName": str(image)})
     for name in NAMES:
         SubElement(control, "Label", {"value": name, "background": "#e8710a"})

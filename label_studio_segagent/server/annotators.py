@@ -10,6 +10,7 @@ from typing import Any
 
 from ..hlmat.arrays import Mask
 from ..hlmat.trajectory import decode_mask
+from ..labelstudio.newest import newness
 from ..quality.consensus import annotator_scores, consensus, pixel_rule
 from ..quality.export import write_consensus
 from ..quality.project import Annotated
@@ -63,7 +64,9 @@ def _by_picture(annotated: Iterable[Annotated]) -> tuple[dict[_Picture, dict[Any
     """By (task, image file): the newest that each annotator drew, and the ground truth."""
     pictures: dict[_Picture, dict[Any, _Drawn]] = {}
     truths: dict[_Picture, _Drawn] = {}
-    for one in sorted(annotated, key=lambda one: int(one.meta["annotation"])):
+    for one in sorted(annotated, key=_newness):
+        if one.unsaid and not one.records:
+            continue  # something is there that nobody could read
         key = (one.meta["task"], str(one.image))
         drawn = [(record.prompt, decode_mask(record.mask)) for record in one.records]
         if one.meta.get("ground_truth"):
@@ -71,3 +74,7 @@ def _by_picture(annotated: Iterable[Annotated]) -> tuple[dict[_Picture, dict[Any
         else:
             pictures.setdefault(key, {})[one.meta.get("by")] = drawn
     return pictures, truths
+
+
+def _newness(one: Annotated) -> tuple[float, int]:
+    return newness({"id": one.meta["annotation"], "updated_at": one.meta.get("updated")})

@@ -41,6 +41,12 @@ def test_the_control_comes_and_goes_and_the_rest_stays(web: Any, project: dict[s
 
 
 def test_boxes_need_an_image(web: Any, project: dict[str, Any]) -> None:
-    project["label_config"] = '<View><Text name="text" value="$text"/></View>'
-    with closing(LabelStudioClient(web.url)) as client, pytest.raises(ConfigError, match="no Image"):
+    page = '<Repeater on="$pages"><Image name="p_{{idx}}" value="$pages[{{idx}}]"/></Repeater>'
+    for tags, message in (('<Text name="text" value="$text"/>', "has no Image"), (page, "Images in a Repeater")):
+        project["label_config"] = f"<View>{tags}</View>"
+        with closing(LabelStudioClient(web.url)) as client, pytest.raises(ConfigError, match=message):
+            add_control(client, 3)
+    project["label_config"] = f'<View>{page}<Image name="cover" value="$cover"/></View>'
+    with closing(LabelStudioClient(web.url)) as client:
         add_control(client, 3)
+    assert 'toName="cover"' in project["label_config"]

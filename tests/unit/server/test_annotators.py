@@ -27,3 +27,16 @@ def test_of_each_annotator_the_newest_counts_in_whatever_order_they_come() -> No
     [drawn], [truth] = pictures.values(), truths.values()
     assert {by: [label for label, _ in found] for by, found in drawn.items()} == {1: ["new"], 2: ["other"]}
     assert [label for label, _ in truth] == ["true"]
+
+
+def test_the_one_that_was_changed_last_is_the_newest() -> None:
+    given = [annotated(5, 1, "old", updated="2026-01-01"), annotated(2, 1, "new", updated="2026-01-02")]
+    [drawn] = _by_picture(given)[0].values()
+    assert [label for label, _ in drawn[1]] == ["new"]
+
+
+def test_one_that_cannot_be_read_is_no_vote_for_nothing() -> None:
+    lost = Annotated((), ("dog",), PICTURE, {"task": 1, "annotation": 9, "by": 2}, ("cat",))
+    nothing = Annotated((), ("dog", "cat"), PICTURE, {"task": 1, "annotation": 8, "by": 3})
+    [drawn] = _by_picture([annotated(5, 1, "cat"), lost, nothing])[0].values()
+    assert set(drawn) == {1, 3}
