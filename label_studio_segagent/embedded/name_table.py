@@ -58,7 +58,9 @@ class NameTable:
         if (place := self._find(word)) is None:
             return []
         span = _span(self._sense_ends, place)
-        return [(int(n), w / _FULL) for n, w in zip(self._sense_nodes[span], self._sense_weights[span], strict=True)]
+        return [
+            (int(n), float(w / _FULL)) for n, w in zip(self._sense_nodes[span], self._sense_weights[span], strict=True)
+        ]
 
     def above(self, node: int) -> list[int]:
         """The nodes directly above one: "dog" is below "canine" and "domestic animal"."""

@@ -149,7 +149,7 @@ class _Dictionary:
             return _sorted(salient, "name") if salient else _UNKNOWN
         weights = _merge([exact, self._of_senses(word, bool(exact))])
         how: How = "name" if exact or word in self._class_names else "hierarchy"
-        if how != "name" and any(self._at(node) for node, _ in self._table.senses(word)):
+        if how != "name" and any(self._at(node) for node, _ in self._senses(word)):
             how = "synonym"
         if not exact:
             weights |= {n: max(_BY_SYNONYM, weights.get(n, 0)) for n in self._synonyms(word) if n in self._taught}
@@ -157,6 +157,8 @@ class _Dictionary:
         weights, how = (_merge([weights, near]), how) if weights else (near, "nearest")
         if synonyms and not any(isinstance(concept, int) for concept in weights):
             by_synonym = _merge(self._of_synonym(other) for other in self._synonyms(word))
+            if weights:  # a cyclist is a person, but no pedestrian
+                by_synonym = {c: w * _OF_ITS_KIND for c, w in by_synonym.items() if isinstance(c, int)}
             weights, how = _merge([by_synonym, weights]), how if weights else "synonym"
         return _sorted(weights, how) if max(weights.values(), default=0) >= _LEAST else None
 
@@ -169,9 +171,13 @@ class _Dictionary:
         """Other words for it: its own, or names that were taught by one of their synonyms."""
         return [SYNONYMS[word]] if word in SYNONYMS else [n for n in sorted(self._taught) if SYNONYMS.get(n) == word]
 
+    def _senses(self, word: str) -> list[tuple[int, float]]:
+        """Also of "wild cat" as "wildcat"."""
+        return self._table.senses(word) or self._table.senses(word.replace(" ", ""))
+
     def _of_senses(self, word: str, exact: bool) -> dict[Concept, float]:
         """What a word's meanings are, have below, and lie below."""
-        senses = [(weight, node, self._below(node)) for node, weight in self._table.senses(word)]
+        senses = [(weight, node, self._below(node)) for node, weight in self._senses(word)]
         known = any(below for *_, below in senses)
         parts: list[dict[Concept, float]] = []
         for weight, node, below in senses:
@@ -185,7 +191,7 @@ class _Dictionary:
 
     def _near(self, word: str, names_too: bool) -> dict[Concept, float]:
         """What is near to a word's likeliest meaning, if it is no class and has none below; names for want of any."""
-        senses = self._table.senses(word)[:1]
+        senses = self._senses(word)[:1]
         near = [entry for node, _ in senses for entry in self._table.nearest(node)]
         return {c: w for c, w in near if isinstance(c, int) or (names_too and c in self._taught)}
 

@@ -136,6 +136,19 @@ def test_names_that_no_table_has_can_be_taught(name: str) -> None:
     assert meaning("weld seams", ("weld seam",)).taught == (("weld seam", 1.0),)
 
 
+def test_a_taught_name_is_no_other_taught_name_by_a_synonym() -> None:
+    assert dict(meaning("cyclist", ("cyclist", "person", "pedestrian", "baby")).taught) == {"cyclist": 1.0}
+    assert dict(meaning("stop sign", ("stop sign", "traffic sign")).taught) == {"stop sign": 1.0}
+
+
+def test_a_taught_name_is_also_looked_up_as_one_word() -> None:
+    assert {"cougar", "lynx"} <= set(classes(meaning("wild cat", ("wild cat",))))
+
+
+def test_synonyms_of_each_other_end() -> None:
+    assert dict(meaning("pedestrian", ("walker",)).taught) == {"walker": 0.9}
+
+
 def test_the_order_of_taught_names_does_not_matter() -> None:
     for text in ("vehicle", "animal", "bycicle", "shoe", "person"):
         assert meaning(text, TAUGHT) == meaning(text, TAUGHT[::-1]) == meaning(text, [*TAUGHT, *TAUGHT])
@@ -145,7 +158,7 @@ def test_the_order_of_taught_names_does_not_matter() -> None:
 def test_any_text_has_a_meaning(text: str, taught: list[str]) -> None:
     found = meaning(text, taught)
     weights = [weight for _, weight in (*found.classes, *found.taught)]
-    assert all(0 < weight <= 1 for weight in weights)
+    assert all(type(weight) is float and 0 < weight <= 1 for weight in weights)
     assert (found.how == "unknown") == (not weights)
     assert [weight for _, weight in found.classes] == sorted((w for _, w in found.classes), reverse=True)
     assert all(0 <= index < 1000 for index, _ in found.classes)
