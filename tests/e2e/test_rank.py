@@ -37,6 +37,23 @@ def segagent(label_studio: LocalLabelStudio, tmp_path: Path, monkeypatch: pytest
     return run
 
 
+@pytest.mark.parametrize("conjunction", ["and", "or"])
+def test_the_tasks_of_a_tab_are_those_that_label_studio_lists(
+    label_studio: LocalLabelStudio, project: dict[str, Any], conjunction: str
+) -> None:
+    client, pid, tasks = label_studio.client, project["id"], project["tasks"]
+    items = [
+        {"filter": "filter:tasks:id", "operator": operator, "type": "Number", "value": value}
+        for operator, value in (("less", tasks[2]), ("greater", tasks[0]))
+    ]
+    data = {"title": conjunction, "filters": {"conjunction": conjunction, "items": items}, "ordering": ["-tasks:id"]}
+    view = client.call("POST", "/api/dm/views/", {"project": pid, "data": data})["id"]
+    listed = client.call("GET", "/api/tasks", project=pid, view=view, page_size=10)["tasks"]
+    found = [task["id"] for task in iterate_tasks(client, pid, view=view)]
+    assert found == sorted(task["id"] for task in listed) == (tasks if conjunction == "or" else [tasks[1]])
+    client.call("DELETE", f"/api/dm/views/{view}/")
+
+
 def test_tasks_are_ranked_where_label_studio_sees_it(
     label_studio: LocalLabelStudio, project: dict[str, Any], segagent: Callable[..., str]
 ) -> None:
