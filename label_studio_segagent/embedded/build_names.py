@@ -154,7 +154,7 @@ def _in_order(kept: Iterable[str], wordnet: WordNet) -> list[str]:
     """The meanings and all above them, each meaning behind those above it."""
     nodes: dict[str, None] = {}
     for offset in sorted(kept):
-        for above in sorted(_ancestors(offset, wordnet), key=lambda a: len(_ancestors(a, wordnet))):
+        for above in sorted(_ancestors(offset, wordnet), key=lambda a: (len(_ancestors(a, wordnet)), a)):
             nodes[above] = None
         nodes[offset] = None
     return list(nodes)
