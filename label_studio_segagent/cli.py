@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -202,9 +203,11 @@ def predict(
     except (SegAgentError, OSError) as error:
         fail(error)
     table = Table("image", "label", "objects", "predicted IoU")
+    # What the folders have in common says nothing, and would not fit.
+    shared = os.path.commonpath([photo.path.absolute().parent for photo, *_ in found]) if found else ""
     for photo, name, rollouts in found:
         ratings = ", ".join(f"{r.predicted_iou:.2f}" for r in rollouts)
-        table.add_row(escape(str(photo.path)), escape(name), str(len(rollouts)), ratings)
+        table.add_row(escape(os.path.relpath(photo.path, shared)), escape(name), str(len(rollouts)), ratings)
     console.print(table)
     if found:
         _print_written(out)

@@ -66,4 +66,4 @@ def test_hlmat_imports_nothing_of_ours() -> None:
         "print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('label_studio_segagent.')}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['errors', 'hlmat']"
+    assert done.stdout.strip() == "['defaults', 'errors', 'hlmat']"

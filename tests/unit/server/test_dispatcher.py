@@ -293,17 +293,3 @@ def test_the_thread_looks_and_stops(office: Office) -> None:
         time.sleep(0.05)
     office.dispatcher.stop()
     assert [job.why for job in office.queue.jobs()] == ["the Start Training button"]
-
-
-def test_a_file_of_the_first_release_is_brought_up_to_date(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "inbox.sqlite3") as db:
-        db.execute(
-            "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, received REAL NOT NULL, action TEXT NOT NULL, "
-            "project INTEGER, body BLOB NOT NULL, done REAL)"
-        )
-        db.execute(
-            "INSERT INTO events (received, action, project, body) VALUES (1.0, 'ANNOTATION_CREATED', 1, x'7b7d')"
-        )
-    inbox = Inbox(tmp_path / "inbox.sqlite3")
-    inbox.put("ANNOTATION_CREATED", 1, b"{}", 1)
-    assert [event.annotations for event in inbox.pending_heads()] == [0, 1] and inbox.pending()[0].body == b"{}"
