@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..datasets.record import Record
 from ..errors import InputError
 from ..hlmat.arrays import mask_box
 from ..hlmat.trajectory import decode_mask, encode_mask
+from ..labelstudio.regions import region_id
 from ..tables import write_table
 from .consensus import Agreed
 from .project import Annotated, Finding
@@ -121,7 +122,7 @@ def export(
         _masks(kept, empty, out)
     else:
         drawn = {v.record.meta["annotation"] for v in verdicts}
-        _tasks(kept, [f for f in empty if f.annotation not in drawn], out, tasks)
+        _tasks(verdicts, [f for f in empty if f.annotation not in drawn], out, tasks)
     left = [(v.record.meta, v) for v in verdicts if not v.kept]
     write_table(
         out / "rejected.csv",
@@ -193,15 +194,18 @@ def _masks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path) -> None
     writer.write()
 
 
-def _tasks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
-    good = {(v.record.meta["annotation"], str(v.record.meta["region"])) for v in kept}
+def _tasks(
+    verdicts: Sequence[Verdict], empty: Sequence[Finding], out: Path, tasks: Sequence[Mapping[str, Any]]
+) -> None:
+    good = {_place(v.record) for v in verdicts if v.kept}
+    bad = {_place(v.record) for v in verdicts} - good
     whole = {annotation for annotation, _ in good}
     nothing = {(finding.annotation, finding.updated) for finding in empty}
     written = []
     for task in tasks:
         annotations = [
             {
-                "result": [r for r in a["result"] if (a["id"], str(r.get("id"))) in good],
+                "result": _left(a["id"], a["result"], bad),
                 **{key: a.get(key) for key in ("ground_truth", "lead_time", "completed_by", "unique_id")},
             }
             for a in task.get("annotations") or []
@@ -210,3 +214,21 @@ def _tasks(kept: Sequence[Verdict], empty: Sequence[Finding], out: Path, tasks: 
         if annotations:
             written.append({"data": task["data"], "annotations": annotations, "meta": task.get("meta") or {}})
     (out / "tasks.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8", "backslashreplace")
+
+
+def _place(record: Record) -> tuple[Any, str]:
+    return record.meta["annotation"], str(record.meta["region"])
+
+
+def _left(annotation: Any, results: Sequence[Any], bad: Collection[tuple[Any, str]]) -> list[Any]:
+    """The results of an annotation without its bad regions and what is about them.
+
+    What was not judged stays: without a box of "cat" the annotation would say that there is no cat.
+    """
+    return [
+        result
+        for number, result in enumerate(results)
+        if isinstance(result, dict)
+        and not any((annotation, str(result.get(end))) in bad for end in ("from_id", "to_id"))
+        and (annotation, region_id(result, number)) not in bad
+    ]

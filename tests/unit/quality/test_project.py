@@ -217,6 +217,33 @@ def test_what_was_edited_after_the_check_is_not_exported_with_its_old_score(
     assert [row["annotation"] for row in rows] == ["2", "3"] and all("edited since" in row["reasons"] for row in rows)
 
 
+def test_what_was_not_judged_stays_in_the_annotation(
+    agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
+) -> None:
+    """Without its box of a hound, it would say that there is none; a region without an id is known by its place."""
+    nothing = np.zeros_like(scene.mask)
+    rows = [record(picture, scene.mask, 1, region="#0"), record(picture, nothing, 1, region="bad")]
+    annotated = list(group_records(rows))
+    found, _ = run(agent, annotated, FindingStore(tmp_path / "q.jsonl"))
+    kept: list[dict[str, Any]] = [
+        {"type": "brushlabels", "value": {"rle": []}},
+        {"id": "box", "type": "rectanglelabels", "value": {"rectanglelabels": ["hound"]}},
+        {"id": "c", "type": "choices", "value": {"choices": ["blurred"]}},
+        {"type": "relation", "from_id": "box", "to_id": "c"},
+    ]
+    gone: list[dict[str, Any]] = [
+        {"id": "bad", "type": "brushlabels", "value": {"rle": []}},
+        {"id": "bad", "type": "textarea", "value": {"text": ["?"]}},
+        {"type": "relation", "from_id": "bad", "to_id": "box"},
+    ]
+    one = {"id": 1, "updated_at": rows[0].meta.get("updated"), "result": [*kept, *gone]}
+    assert (
+        export(judge(annotated, found, 0), tmp_path, "labelstudio", tasks=[{"data": {}, "annotations": [one]}])[0] == 1
+    )
+    [task] = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["annotations"][0]["result"] == kept
+
+
 def test_one_that_was_saved_again_as_it_was_is_not_edited(
     agent: SegAgent, picture: Path, scene: Sample, tmp_path: Path
 ) -> None:
