@@ -239,7 +239,9 @@ def _decode_bitmap(url: Any, height: int, width: int) -> Mask:
                 raise RegionError(f"the bitmap is {png.width}x{png.height}, but the image is {width}x{height}")
             has_alpha = "A" in png.getbands() or "transparency" in png.info
             alpha = np.asarray(png.convert("RGBA"))[..., 3]
-            grey = np.asarray(png.convert("RGB").convert("L") if has_alpha else png.convert("L"))
+            deep = png.mode.startswith(("I", "F"))  # 16 bits, which RGB would clip
+            # The lightest channel: the luminance of a dark blue is rounded to black.
+            grey = np.asarray(png) if deep else np.asarray(png.convert("RGB")).max(axis=2)
     except (binascii.Error, OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
         raise RegionError(f"the bitmap cannot be decoded: {error}") from error
     if has_alpha and (alpha.min() != alpha.max() or grey.min() == grey.max() or not alpha.any()):

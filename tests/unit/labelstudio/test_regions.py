@@ -250,6 +250,25 @@ def test_a_bitmap_of_one_colour_is_the_whole_image_if_it_is_there_at_all() -> No
     assert not region("bitmask", imageDataURL=data_url(PilImage.new("L", (W, H)))).mask(H, W).any()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("colour", [(0, 0, 1), (1, 0, 0), (0, 0, 3)])
+def test_the_darkest_colour_is_not_black(mode: str, colour: tuple[int, ...], shapes: dict[str, np.ndarray]) -> None:
+    """The luminance of a class id written as a colour may round to 0."""
+    mask = shapes["ring"]
+    picture = PilImage.fromarray(mask[..., None] * np.uint8(colour)).convert("RGBA" if mode == "RGBA" else "RGB")
+    if mode == "P":
+        picture = PilImage.fromarray(mask.astype(np.uint8))
+        picture.putpalette([0, 0, 0, *colour])
+    assert np.array_equal(region("bitmask", imageDataURL=data_url(picture)).mask(*mask.shape), mask)
+
+
+@pytest.mark.parametrize("value", [1, 300])
+def test_bitmaps_of_16_bits(value: int, shapes: dict[str, np.ndarray]) -> None:
+    mask = shapes["ring"]
+    url = data_url(PilImage.fromarray(mask.astype(np.uint16) * value))
+    assert np.array_equal(region("bitmask", imageDataURL=url).mask(*mask.shape), mask)
+
+
 def test_fully_transparent_bitmask_is_empty() -> None:
     white = PilImage.new("RGBA", (W, H), (255, 255, 255, 0))
     assert not region("bitmask", imageDataURL=data_url(white)).mask(H, W).any()
