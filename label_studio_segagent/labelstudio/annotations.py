@@ -21,7 +21,7 @@ from ..hlmat.trajectory import decode_mask, encode_mask
 from .config import ImageTag, Label, LabelConfig
 from .images import ImageLoader
 from .regions import Region, read_regions, region_id
-from .shapes import BOX_SHAPES, MASK_SHAPES
+from .shapes import BOX_SHAPES, MASK_SHAPES, TYPES
 
 __all__ = ["ACCEPTED_WEIGHT", "TaskReader"]
 
@@ -217,6 +217,8 @@ class TaskReader:
         What is not surely about another picture is about this one. A region without a label, or with one that the
         config does not have (any more), may be of any.
         """
+        if any(isinstance(r, dict) and _is_lost(r) for r in results):
+            return None
         elsewhere = set()
         for region in read_regions(results):
             if self._elsewhere(region, tag, index):
@@ -245,6 +247,11 @@ class TaskReader:
             "ground_truth": bool(annotation.get("ground_truth")),
             "weight": weight,
         }
+
+
+def _is_lost(result: Mapping[str, Any]) -> bool:
+    """Whether a result is a region of which nothing is left, not even its label."""
+    return str(result.get("type", "")).lower() in TYPES and not isinstance(result.get("value"), dict)
 
 
 def _author(annotation: Mapping[str, Any]) -> Any:

@@ -144,6 +144,11 @@ def test_a_region_that_may_be_of_any_label_leaves_nothing_to_say(read: Any, labe
     assert len(read.failures) == 1 and ("'mouse'" in read.failures[0][1]) == bool(labels)
 
 
+@pytest.mark.parametrize("value", [None, [], "x"])
+def test_a_region_of_which_nothing_is_left_leaves_nothing_to_say(read: Any, value: Any) -> None:
+    assert absent(read(task(1, annotation(5, [{**drawn(ring())[0], "value": value}])), absent=True)) == set()
+
+
 def test_only_what_was_submitted_says_that_something_is_absent(read: Any) -> None:
     skipped = annotation(5, [], was_cancelled=True)
     for one in (skipped, annotation(5, None), annotation(5, "x")):
