@@ -54,7 +54,7 @@ class CocoRows:
 
 
 def _as_text(number: Any) -> str:
-    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number).strip()
+    return str(number).strip().removesuffix(".0")  # tables turn 1 into 1.0, and text of that
 
 
 def coco_size(row: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -276,6 +276,13 @@ def test_an_id_of_the_same_type_comes_first(tmp_path: Path) -> None:
     assert records == {"1": "a.png", "5": "b.jpg", "4": "b.jpg", "6": "b.jpg"}
 
 
+def test_ids_that_a_table_has_turned_into_floating_point_text(tmp_path: Path) -> None:
+    content = coco()
+    for row in content["annotations"]:
+        row["image_id"], row["category_id"] = f"{row['image_id']}.0", f"{row['category_id']}.0"
+    assert read_all(save(tmp_path, content)) == (["1", "5", "4"], {})
+
+
 @pytest.mark.parametrize("crowd", ["0", 0, 0.0, False, None, "false", ""])
 def test_what_is_no_crowd(tmp_path: Path, crowd: Any) -> None:
     content = coco()
