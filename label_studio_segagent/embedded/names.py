@@ -181,7 +181,8 @@ class _Dictionary:
         known = any(below for *_, below in senses)
         parts: list[dict[Concept, float]] = []
         for weight, node, below in senses:
-            parts.append({c: weight * _PER_STEP_DOWN ** max(0, steps - 1) for c, steps in below.items()})
+            # Where the very name was taught, even its own kinds are a little less it.
+            parts.append({c: weight * _PER_STEP_DOWN ** max(0, steps - (not exact)) for c, steps in below.items()})
             if exact or not (below if known else weight >= _LEAST_SENSE_UP):
                 continue
             factor = weight * (_ABOVE_ITS_CLASS if any(isinstance(c, int) for c in self._at(node)) else 1)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..embedded.evidence import Sensed
 from ..hlmat.arrays import Box, Image, check_image
 from ..parallel import on_cores
 from ..segmenters.base import ImageState
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View, Window, zoom_window
 from .embedded_inputs import join_maps, pad_maps, places_of
-from .embedded_net import PolicyNet
+from .embedded_net import Locator, PolicyNet
 from .embedded_targets import part_windows
 
 __all__ = ["Seen", "Sight"]
@@ -37,14 +38,18 @@ class Seen:
 
     Attributes:
         view: The whole image.
-        maps: From `Locator.see`.
+        inputs: What locators take: joined maps, and where each place is.
+        maps: From `Locator.see`, for each locator that was asked.
+        sensed: For the evidence.
         flat: Whether it shows nothing.
         zoomed: The segmenter's maps of views that were looked at.
         parts: Parts of the image by themselves, once they were needed: windows in pixels, and how they were seen.
     """
 
     view: View
-    maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    inputs: tuple[list[torch.Tensor], torch.Tensor]
+    maps: dict[Locator, tuple[torch.Tensor, torch.Tensor]]
+    sensed: Sensed
     flat: bool
     zoomed: OrderedDict[View, list[torch.Tensor]] = field(default_factory=OrderedDict)
     parts: list[tuple[Window, Seen]] | None = None
@@ -90,9 +95,17 @@ class Sight:
         crop = view.crop(image)
         eyes = self.segmenter.whole_maps(image, state)
         with torch.inference_mode():
-            maps = join_maps(self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float()), eyes)
-            padded = pad_maps(maps, [side // s for s in (8, 16, 32)])
-            return Seen(view, self.net.locator.see(padded, places_of(view, side)[None]), float(crop.std()) < _FLAT)
+            looked = self.net.look(torch.from_numpy(crop).permute(2, 0, 1)[None].float())
+            padded = pad_maps(join_maps(looked, eyes), [side // s for s in (8, 16, 32)])
+            inputs = padded, places_of(view, side)[None]
+            return Seen(view, inputs, {}, self.net.evidence.see(looked[2]), float(crop.std()) < _FLAT)
+
+    def maps(self, seen: Seen, locator: Locator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a locator sees in an image whatever is looked for, kept for the next question."""
+        if locator not in seen.maps:
+            with torch.inference_mode():
+                seen.maps[locator] = locator.see(*seen.inputs)
+        return seen.maps[locator]
 
     def see_parts(self, images: Sequence[tuple[Seen, Image]]) -> None:
         """Look at the parts of images by themselves, where that has not been done."""

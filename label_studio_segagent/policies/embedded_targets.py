@@ -47,7 +47,9 @@ _SURE = 0.15
 """An error counts where the probability is at least this far from one half, times two."""
 
 
-def find_targets(located: Located, row: int, view: View, size: tuple[int, int], least: float) -> list[Target]:
+def find_targets(
+    located: Located, row: int, view: View, size: tuple[int, int], least: float, certainty: float = 1.0
+) -> list[Target]:
     """The instances that the locator found, best first.
 
     Args:
@@ -56,6 +58,7 @@ def find_targets(located: Located, row: int, view: View, size: tuple[int, int], 
         view: Of the whole image.
         size: (height, width) of the image in pixels.
         least: Smallest score.
+        certainty: That there is anything; a target's score is this times how sure the locator is of the place.
     """
     height, width = view.height // 8, view.width // 8
     fx, fy = size[1] / width, size[0] / height
@@ -64,6 +67,7 @@ def find_targets(located: Located, row: int, view: View, size: tuple[int, int], 
     scores, places = peaks.topk(min(_PEAKS, peaks.numel()))
     found: list[tuple[Target, int]] = []
     for score, place in zip(scores.tolist(), places.tolist(), strict=True):
+        score *= certainty
         if score < max(least, 1e-6):
             break
         y, x = divmod(place, width)

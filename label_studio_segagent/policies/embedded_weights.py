@@ -53,7 +53,7 @@ def load_net(path: Path) -> tuple[PolicyNet, str]:
     try:
         sizes: dict[str, Any] = json.loads(metadata["config"])
         sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
-        config = PolicyConfig(**sizes)
+        config = PolicyConfig(**{**sizes, "examples": tuple((name, count) for name, count in sizes["examples"])})
         net = PolicyNet(config)
         fold(net)
         net.load_state_dict(state)

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from ..datasets.image_file import Exif
 from ..defaults import POLICY_MINUTES, TRAJECTORY_MINUTES
+from ..embedded.words import SALIENT
 from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_net import PolicyConfig, PolicyNet
 from ..policies.embedded_weights import fold, save_net
-from ..policies.label_text import SALIENT
 from ..segmenters.embedded import EmbeddedSegmenter
-from .backbone import load_imagenet
+from .backbone import load_head, load_imagenet
 from .feeding import keep_memory
 from .policy_calibration import calibrate_rating, calibrate_targets
-from .policy_data import Scene, cached, crop_scene, is_development, read_scenes, whole_features
+from .policy_data import Scene, also_known_as, cached, is_development, read_scenes, whole_features
+from .policy_evidence import teach
 from .policy_judging import JudgeDataset, judging_loss
 from .policy_locating import LocatorDataset
 from .policy_reviewing import Review, ReviewDataset, make_reviews
@@ -38,6 +39,8 @@ __all__ = ["PolicySettings", "train_policy"]
 log = logging.getLogger(__name__)
 _FINETUNING = 0.2
 """Share of the learning rate for what was trained before."""
+_SALIENCE = 0.4
+"""Share of the locators' time for what stands out; where the other one starts."""
 _NOTES = (
     "The backbone has ImageNet weights of EfficientNet-Lite (Apache-2.0). COCO annotations are CC BY 4.0, COCO images\n"
     "under their Flickr terms; ECSSD and Penn-Fudan are published for research. No image is shipped.\n"
@@ -54,11 +57,11 @@ class PolicySettings(Pace):
     """How to train. The budget is that of the three trainings; features come on top.
 
     Attributes:
-        locating: Share of the budget for the locator.
+        locating: Share of the budget for the locators.
         judging: Share for the judge; the rest is for the reviewer.
         trajectory_minutes: Time for making trajectories, at most; none is made for objects that have one.
+        review_minutes: Time for making reviews, at most.
         scenes: Images in a batch of the locator.
-        crops: Parts of each image that it learns from as well.
         prompts: Labels looked for in each of them, at most.
         reviews: Masks in a batch of the reviewer.
         per_scene: Objects per image that are reviewed, largest first.
@@ -77,8 +80,8 @@ class PolicySettings(Pace):
     locating: float = 0.35
     judging: float = 0.35
     trajectory_minutes: float = TRAJECTORY_MINUTES
-    scenes: int = 8
-    crops: int = 1
+    review_minutes: float = 15.0
+    scenes: int = 6
     prompts: int = 3
     reviews: int = 12
     per_scene: int = 4
@@ -112,14 +115,15 @@ def train_policy(
     torch.manual_seed(settings.seed)
     start_run(out, resume)
     scenes = read_scenes(data, exif=exif)
-    names = sorted({i.label for s in scenes for i in s.instances} - {SALIENT})
+    names = sorted({name for s in scenes for i in s.instances for name in also_known_as(i.label)} - {SALIENT})
     clicker = EmbeddedSegmenter(segmenter)
-    sizes = {**asdict(config or PolicyConfig(())), "labels": (SALIENT, *names), "view": clicker.settings.zoom}
+    sizes = {**asdict(config or PolicyConfig(())), "labels": tuple(names), "view": clicker.settings.zoom}
     embedding = clicker.net.config
     sizes["segmenter"] = (*embedding.channels, embedding.embedding)
     net = PolicyNet(PolicyConfig(**sizes))
     if settings.pretrained:
         load_imagenet(net.backbone, net.config.backbone)
+        load_head(net.evidence, net.config.backbone)
     fold(net)
     net.backbone.requires_grad_(False)
     # The judge starts as what the segmenter's decoder is.
@@ -130,7 +134,7 @@ def train_policy(
         {"params": [p for p in learned if id(p) not in known]},
         {"params": [p for p in learned if id(p) in known], "share": _FINETUNING},
     ]
-    run = Run(out, settings, net, groups, ["locator", "judge", "reviewer"])
+    run = Run(out, settings, net, groups, ["salience", "locator", "judge", "reviewer"])
     if resume:
         run.load()
     kept = [is_development(s) for s in scenes]
@@ -155,20 +159,30 @@ def _train_locator(
     kept: Sequence[bool],
 ) -> Report:  # fmt: skip
     config = run.net.config
-    rng = np.random.default_rng(settings.seed)
-    learned = [s for s, k in zip(scenes, kept, strict=True) if not k]
-    learned += [crop for s in learned for _ in range(settings.crops) if (crop := crop_scene(s, rng)) is not None]
-    wholes = whole_features(learned, run.net, clicker, run.out / "cache")
-    dataset = LocatorDataset(learned, wholes, config, [_weight(s) for s in learned])
-    rng = np.random.default_rng((settings.seed, run.steps["locator"]))
+    wholes = whole_features(scenes, run.net, clicker, run.out / "cache")
+    learned = [i for i, k in enumerate(kept) if not k]
+    shown = [scenes[i] for i in learned], wholes.of(learned)
+    lessons = teach(run.net.evidence, config.labels, *shown)
+    run.average.evidence.load_state_dict(run.net.evidence.state_dict())
+    dataset = LocatorDataset(*shown, config, run.net.evidence, lessons)
+    rng = np.random.default_rng((settings.seed, run.steps["salience"], run.steps["locator"]))
+    minutes = settings.minutes * settings.locating
     run.loop(
-        "locator", settings.minutes * settings.locating,
-        lambda: dataset.batch(rng, settings.scenes, settings.prompts),
-        lambda batch: _learn(*locating_loss(run.net, batch)),
+        "salience", minutes * _SALIENCE, lambda: dataset.batch(rng, 2 * settings.scenes, 0),
+        lambda batch: _learn(*locating_loss(run.net.salience, batch)),
     )  # fmt: skip
-    held = [s for s, k in zip(scenes, kept, strict=True) if k] or learned
-    seen = whole_features(held, run.net, clicker, run.out / "cache")
-    return calibrate_targets(run.average, LocatorDataset(held, seen, config, mirror=False))
+    if not run.steps["locator"]:
+        for net in (run.net, run.average):
+            net.locator.load_state_dict(net.salience.state_dict())
+    run.loop(
+        "locator", minutes * (1 - _SALIENCE), lambda: dataset.batch(rng, settings.scenes, settings.prompts),
+        lambda batch: _learn(*locating_loss(run.net.locator, batch)),
+    )  # fmt: skip
+    held = [i for i, k in enumerate(kept) if k] or learned
+    judging = LocatorDataset(
+        [scenes[i] for i in held], wholes.of(held), config, run.net.evidence, lessons.elsewhere(), mirror=False
+    )
+    return calibrate_targets(run.average, judging)
 
 
 def _train_judge(
@@ -196,7 +210,10 @@ def _train_reviewer(
         parts: list[list[Scene]] = [[], []]
         for scene, k in zip(scenes, kept, strict=True):
             parts[k].append(scene)
-        return [make_reviews(policy, p, rollouts, per_scene=settings.per_scene, seed=settings.seed) for p in parts]
+        return [
+            make_reviews(policy, part, rollouts, per_scene=settings.per_scene, seconds=60 * minutes, seed=settings.seed)
+            for part, minutes in zip(parts, (0.9 * settings.review_minutes, 0.1 * settings.review_minutes), strict=True)
+        ]
 
     training, held = cached(run.out / "cache", f"reviews-{seen.hexdigest()[:16]}", make)
     log.info("%d reviews, %d kept back, masks of %d rollouts", len(training), len(held), len(rollouts))
@@ -208,13 +225,6 @@ def _train_reviewer(
         lambda batch: _learn(*reviewing_loss(run.net, batch)[:2]),
     )  # fmt: skip
     return calibrate_rating(run.average, ReviewDataset(held or training, config, mirror=False))
-
-
-def _weight(scene: Scene) -> float:
-    """How often a scene is drawn: images with much to teach more often."""
-    if not scene.instances:
-        return 0.3
-    return 1.0 + 0.5 * min(len({i.label for i in scene.instances}) - 1, 4)
 
 
 def _learn(loss: Tensor, report: Report) -> Report:

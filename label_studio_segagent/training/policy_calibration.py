@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..embedded.evidence import Query
 from ..hlmat.metrics import box_iou
 from ..policies.embedded_net import PolicyNet
 from ..policies.embedded_targets import find_targets
@@ -19,22 +21,53 @@ __all__ = ["calibrate_rating", "calibrate_targets"]
 
 _MATCH = 0.5
 """Box IoU from which a target is right."""
+_FALSE_ALARMS = 0.06
+"""Share of the labels that are not there, but about which targets are handed out all the same."""
 
 
-def calibrate_targets(net: PolicyNet, dataset: LocatorDataset, seed: int = 0) -> Report:
-    """Set the least score of a target from scenes that were not trained on; returns figures for the model card."""
+@dataclass(slots=True)
+class _Asked:
+    """A label that was looked for.
+
+    Attributes:
+        presence: How sure the locator is that it is there; 1 for what stands out.
+        instances: How many there are.
+        found: Scores of the targets, and whether each is right.
+    """
+
+    presence: float
+    instances: int
+    found: list[tuple[float, bool]]
+
+
+def calibrate_targets(net: PolicyNet, dataset: LocatorDataset, rounds: int = 3, seed: int = 0) -> Report:
+    """Set the least presence and the least score of a target from scenes that were not trained on.
+
+    Args:
+        net: Gets the settings.
+        dataset: The scenes.
+        rounds: How often each is asked about.
+        seed: Decides about what.
+
+    Returns:
+        Figures for the model card.
+    """
     rng = np.random.default_rng(seed)
-    scores: list[tuple[float, bool]] = []
-    instances = 0
     with torch.inference_mode():
-        for number in range(len(dataset.scenes)):
-            found, boxes = _detect(net, dataset, number, rng)
-            scores += found
-            instances += boxes
-    threshold, f1 = _best_threshold(scores, instances)
+        tried = [_detect(net, dataset, number, rng) for _ in range(rounds) for number in range(len(dataset.scenes))]
+    asked = [one for one in tried if one is not None]
+    absent = [one.presence for one in asked if not one.instances]
+    presence = float(np.clip(np.quantile(absent, 1 - _FALSE_ALARMS), 0.05, 0.95)) if absent else 0.5
+    answered = [one for one in asked if one.presence >= presence]
+    instances = sum(one.instances for one in asked)
+    threshold, f1 = _best_threshold([target for one in answered for target in one.found], instances)
     with torch.no_grad():
-        net.calibration[2] = threshold
-    return {"least_score": round(threshold, 4), "held_out_box_f1": round(f1, 4)}
+        net.calibration[2:] = torch.tensor([threshold, presence])
+    there = [one for one in asked if one.instances]
+    figures = {"least_score": threshold, "least_presence": presence, "held_out_box_f1": f1}
+    if there:
+        figures["held_out_answered"] = sum(one.presence >= presence for one in there) / len(there)
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def calibrate_rating(net: PolicyNet, dataset: ReviewDataset, seed: int = 0) -> Report:
@@ -63,28 +96,27 @@ def calibrate_rating(net: PolicyNet, dataset: ReviewDataset, seed: int = 0) -> R
     return {k: round(v, 4) for k, v in figures.items()}
 
 
-def _detect(
-    net: PolicyNet, dataset: LocatorDataset, number: int, rng: np.random.Generator
-) -> tuple[list[tuple[float, bool]], int]:
-    """Scores of the targets found for one label in a scene, whether each is right, and how many there were."""
+def _detect(net: PolicyNet, dataset: LocatorDataset, number: int, rng: np.random.Generator) -> _Asked | None:
+    """What the locator says about one label in a scene; None where nobody knows what is right."""
     scene = dataset.scenes[number]
-    label, instances, known = dataset.prompt(scene, rng)
-    if not known:
-        return [], 0
-    batch = dataset.make([number], rng, 1)
-    index = torch.tensor([dataset.index.get(label, 0)])
-    seen = net.locator.see(batch.maps, batch.places)
-    located, _ = net.locator.find(seen, net.vectors[index], net.biases[index])
-    left = [i.box for i in instances]
-    out: list[tuple[float, bool]] = []
-    for target in find_targets(located, 0, dataset.wholes.views[number], scene.size, 0.02):
+    prompt = dataset.prompt(scene, rng)
+    if not prompt.complete or (len(prompt.instances) > 1 and not scene.apart):
+        return None
+    query = dataset.lessons.queries.get(prompt.label, Query())
+    batch = dataset.make([number], [[(prompt, query)]], rng)
+    locator = net.locator_for(query)
+    located = locator.find(locator.see(batch.maps, batch.places), batch.evidence, batch.facts)
+    presence = 1.0 if query.blank else float(torch.sigmoid(located.presence[0]))
+    left = [i.box for i in prompt.instances]
+    out = _Asked(presence, len(left), [])
+    for target in find_targets(located, 0, dataset.wholes.views[number], scene.size, 0.02, presence):
         assert target.box is not None
         overlaps = [box_iou(target.box, box) for box in left]
         right = bool(overlaps) and max(overlaps) >= _MATCH
         if right:
             left.pop(int(np.argmax(overlaps)))
-        out.append((target.score, right))
-    return out, len(instances)
+        out.found.append((target.score, right))
+    return out
 
 
 def _best_threshold(scores: Sequence[tuple[float, bool]], instances: int) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,18 +22,18 @@ from ..datasets.coco import CocoImage, read_coco_file
 from ..datasets.image_file import Exif, picture_frame, read_image
 from ..datasets.loading import coco_file
 from ..datasets.record import Record, mask_rle
+from ..embedded.words import SALIENT, normalise
 from ..errors import InputError
 from ..hlmat.arrays import Box
 from ..hlmat.metrics import box_iou
 from ..policies.embedded import EmbeddedPolicy
 from ..policies.embedded_inputs import join_maps
 from ..policies.embedded_net import PolicyNet
-from ..policies.label_text import SALIENT, normalise
 from ..segmenters.embedded import EmbeddedSegmenter
 from ..segmenters.embedded_views import View
 
 __all__ = [
-    "Instance", "Scene", "WholeFeatures", "cached", "crop_scene", "is_development", "located_box", "read_scenes",
+    "Instance", "Scene", "WholeFeatures", "also_known_as", "cached", "is_development", "located_box", "read_scenes",
     "shrink", "whole_features",
 ]  # fmt: skip
 
@@ -41,10 +42,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LEAST = 0.002
 """Share of the image below which an object is not learned from."""
-_VISIBLE = 0.3
-"""Share of an object that a cropped scene must show for it to count as one."""
-_MOSTLY = 0.8
-"""Share that it must show of one object at least."""
+_MORE_GENERAL = {"pedestrian": "person"}
 _FOUND = 0.35
 """Box IoU from which a located target is taken for the object."""
 
@@ -82,8 +80,9 @@ class Scene:
         instances: The annotated objects, largest first.
         small: Annotated objects that are too small to learn from; they are not background either.
         known: Labels of which every instance is annotated here.
-        corner: (x, y) of the part of the file that this is, whose extent is `size`.
         exif: How the EXIF tag of the file is taken, see `read_image`.
+        apart: Whether instances are told apart; else they are parts of what belongs to a label.
+        exclusive: Whether annotated objects do not overlap, so that what is one of them is no other.
     """
 
     path: Path
@@ -91,17 +90,24 @@ class Scene:
     instances: tuple[Instance, ...]
     small: tuple[Instance, ...]
     known: frozenset[str]
-    corner: tuple[int, int] = (0, 0)
     exif: Exif = "applied"
+    apart: bool = True
+    exclusive: bool = False
 
     def image(self) -> npt.NDArray[np.uint8]:
         """RGB uint8 (H, W, 3)."""
-        (x, y), (height, width) = self.corner, self.size
-        return read_image(self.path, exif=self.exif)[y : y + height, x : x + width]
+        return read_image(self.path, exif=self.exif)
+
+
+def also_known_as(label: str) -> tuple[str, ...]:
+    """The label and what is more general."""
+    return (label, _MORE_GENERAL[label]) if label in _MORE_GENERAL else (label,)
 
 
 def read_scenes(roots: Sequence[Path], split: str = "train", exif: Exif | None = None) -> list[Scene]:
-    """Read COCO files, or a split of folders with them. `"exhaustive": false` marks images with missing objects.
+    """Read COCO files, or a split of folders with them.
+
+    `"exhaustive": false` marks images with missing objects, `"instances": false` those where touching ones are one.
 
     What cannot be used is left out and counted in the log; an image that has such objects does not say what it lacks.
 
@@ -143,6 +149,7 @@ def _scene(image: CocoImage, known: frozenset[str], root: str, exif: Exif | None
     return Scene(
         image.path, (height, width), tuple(i for i in found if i.share >= _LEAST),
         tuple(i for i in found if i.share < _LEAST), known if whole else frozenset(), exif=taken,
+        apart=bool(image.row.get("instances", True)), exclusive=not whole and _exclusive([i.rle for i in found]),
     )  # fmt: skip
 
 
@@ -155,35 +162,13 @@ def _instance(record: Record, size: tuple[int, int], root: str) -> Instance:
     return Instance(normalise(record.prompt), rle, (x, y, x + w, y + h), share, f"{root}/{record.id}")
 
 
-def crop_scene(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    """A part of a scene that shows most of one of its objects, larger, as another scene; None where none was found."""
-    height, width = scene.size
-    for _ in range(6 if scene.instances else 0):
-        shown = scene.instances[int(rng.integers(len(scene.instances)))]
-        h, w = (int(side * rng.uniform(0.45, 0.9)) for side in (height, width))
-        x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-        parts: dict[bool, list[Instance]] = {True: [], False: []}
-        seen = 0.0
-        for instance in (*scene.instances, *scene.small):
-            mask = instance.mask()
-            part = mask[y : y + h, x : x + w]
-            share = int(np.count_nonzero(part)) / max(int(np.count_nonzero(mask)), 1)
-            if not part.any():
-                continue
-            cut = rle_codec.encode(np.asfortranarray(part, np.uint8))
-            left, top, across, down = (float(v) for v in rle_codec.toBbox(cut))
-            area = float(part.mean())
-            known = share > _VISIBLE and area >= _LEAST
-            box = (left, top, left + across, top + down)
-            parts[known].append(Instance(instance.label, cut, box, area, f"{instance.key}@{x},{y}"))
-            seen = max(seen, share) if instance is shown else seen
-        if seen > _MOSTLY:
-            objects = tuple(sorted(parts[True], key=lambda i: -i.share))
-            return Scene(scene.path, (h, w), objects, tuple(parts[False]), scene.known, (x, y), scene.exif)
-    return None
+def _exclusive(rles: Sequence[dict[str, Any]]) -> bool:
+    """Whether masks cover next to nothing twice."""
+    areas = float(np.sum(rle_codec.area(list(rles)))) if rles else 0.0
+    return areas > 0 and areas < 1.02 * float(rle_codec.area(rle_codec.merge(list(rles))))
 
 
-def is_development(scene: Scene, share: float = 0.06) -> bool:
+def is_development(scene: Scene, share: float = 0.1) -> bool:
     """Whether a training image is kept back for calibration; decided by a hash of its name."""
     digest = hashlib.blake2b(scene.path.name.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") < share * 2**32
@@ -195,44 +180,51 @@ class WholeFeatures:
 
     Attributes:
         views: The view of each image.
-        maps: The locator's, (1, c, h, w) at strides 8, 16 and 32.
-        eyes: The segmenter's, see `EmbeddedSegmenter.whole_maps`.
+        maps: The locator's, (1, c, h, w) at strides 8, 16 and 32, and the segmenter's, see
+            `EmbeddedSegmenter.whole_maps`.
     """
 
     views: list[View]
     maps: list[list[Tensor]]
-    eyes: list[list[Tensor]]
 
     def joined(self, number: int) -> list[Tensor]:
         """What the locator takes of one scene, float32 (1, c, h, w)."""
-        return join_maps([m.float() for m in self.maps[number]], [m.float() for m in self.eyes[number]])
+        maps = [m.float() for m in self.maps[number]]
+        return join_maps(maps[:3], maps[3:])
+
+    def of(self, numbers: Sequence[int]) -> WholeFeatures:
+        """Those of some of the scenes."""
+        return WholeFeatures([self.views[n] for n in numbers], [self.maps[n] for n in numbers])
 
 
 def whole_features(
     scenes: Sequence[Scene], net: PolicyNet, segmenter: EmbeddedSegmenter, cache: Path | None
 ) -> WholeFeatures:
-    """Compute the features of all scenes, or read them from the folder `cache`."""
-    names = hashlib.sha256(repr([_seen(s) for s in scenes]).encode()).hexdigest()[:10]
-    config = net.config
-    views = [View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes]
+    """Compute the features of all scenes, or read them from the folder `cache`, which gets a file for each data set."""
+    config, maps = net.config, list[list[Tensor]]()
+    for folder, group in groupby(scenes, lambda scene: scene.path.parent):
+        found = list(group)
+        digest = hashlib.sha256(repr([_seen(s) for s in found]).encode()).hexdigest()[:10]
+        name = f"{folder.parent.name}-{config.backbone}-{config.side}-{segmenter.version[-10:]}-{digest}"
 
-    def look() -> list[list[Tensor]]:
-        return [
-            _half(net.look(torch.from_numpy(view.crop(scene.image())).permute(2, 0, 1)[None].float()))
-            for scene, view in track(list(zip(scenes, views, strict=True)), "features of images")
-        ]
+        def look(found: Sequence[Scene] = found, title: str = folder.parent.name) -> list[list[Tensor]]:
+            return [_look(scene, net, segmenter) for scene in track(found, f"features of {title}")]
 
-    def look_again() -> list[list[Tensor]]:
-        return [_half(segmenter.whole_maps(scene.image())) for scene in track(scenes, "features of images, segmenter")]
-
-    maps = cached(cache, f"wholes-{config.backbone}-{config.side}-{names}", look)
-    return WholeFeatures(views, maps, cached(cache, f"eyes-{segmenter.version[-10:]}-{names}", look_again))
+        maps += cached(cache, name, look)
+    return WholeFeatures([View.of((0, 0, s.size[1], s.size[0]), config.side) for s in scenes], maps)
 
 
-def _seen(scene: Scene) -> tuple[Any, ...]:
-    """What tells the pixels of a scene apart; as it was written before there was `Scene.exif`, where that is usual."""
-    turned = () if scene.exif == "applied" else (scene.exif,)
-    return (str(scene.path), scene.corner, scene.size, *turned)
+def _look(scene: Scene, net: PolicyNet, segmenter: EmbeddedSegmenter) -> list[Tensor]:
+    image = scene.image()
+    crop = View.of((0, 0, scene.size[1], scene.size[0]), net.config.side).crop(image)
+    with torch.inference_mode():
+        maps = net.look(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float())
+        return _half([*maps, *segmenter.whole_maps(image)])
+
+
+def _seen(scene: Scene) -> object:
+    """What tells the pixels of a scene apart within its folder."""
+    return scene.path.name if scene.exif == "applied" else (scene.path.name, scene.exif)
 
 
 def _half(maps: Sequence[Tensor]) -> list[Tensor]:

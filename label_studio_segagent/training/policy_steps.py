@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..policies.embedded_net import Located, PolicyNet
+from ..policies.embedded_net import Located, Locator, PolicyNet
 from .policy_locating import LocatorBatch
 from .policy_reviewing import ReviewBatch
 
@@ -35,13 +35,13 @@ def heat_target(boxes: Tensor, side: int) -> Tensor:
 
 
 def locator_loss(
-    found: Located, scenes: Sequence[Tensor], region: Tensor, counts: Tensor
+    found: Located, scenes: Sequence[Tensor | None], region: Tensor, counts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How wrong the locator is.
 
     Args:
         found: Its answer about N scenes.
-        scenes: For each the boxes (n, 4) of the instances, in cells.
+        scenes: For each the boxes (n, 4) of the instances, in cells; None where instances are not told apart.
         region: (N, 1, h, w), share of each cell that is an instance.
         counts: (N, 1, h, w), 0 where nothing is known.
 
@@ -53,8 +53,11 @@ def locator_loss(
     losses: list[Tensor] = []
     weights: list[Tensor] = []
     cells = torch.arange(side, dtype=torch.float32) + 0.5
+    apart = torch.ones_like(found.heat)
     for row, boxes in enumerate(scenes):
-        if not len(boxes):
+        if boxes is None:  # where their centres are is not known
+            apart[row] = (region[row] < 0.05).float()
+        if boxes is None or not len(boxes):
             continue
         bumps = heat_target(boxes, side)
         heat[row, 0], owner = bumps.max(0)
@@ -70,7 +73,7 @@ def locator_loss(
         # Each instance counts as much as any other.
         per = torch.zeros(len(boxes)).index_add(0, owner[picked], weight)
         weights.append(weight / per[owner[picked]])
-    known = torch.maximum(counts, (heat > 0.05).float())
+    known = torch.maximum(counts * apart, (heat > 0.05).float())
     probability = torch.sigmoid(found.heat).clamp(1e-4, 1 - 1e-4)
     centre = heat > 0.999
     hit = -((1 - probability) ** 2) * torch.log(probability) * centre
@@ -90,16 +93,6 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
     return inner / union.clamp(min=1e-6) - (outer - union) / outer
 
 
-def _dense_loss(net: PolicyNet, match: Tensor, batch: LocatorBatch) -> Tensor:
-    """Every place against every label."""
-    logits = torch.einsum("nchw,lc->nlhw", match, net.vectors) / net.vectors.shape[1] ** 0.5
-    logits = logits + net.biases[None, :, None, None]
-    cross = F.binary_cross_entropy_with_logits(logits, batch.dense, reduction="none")
-    focus = (torch.sigmoid(logits) - batch.dense).abs().detach() ** 1.5
-    weighed = focus * cross * batch.dense_counts
-    return weighed.sum() / (batch.dense * batch.dense_counts).sum().clamp(min=20)
-
-
 def _drawing_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     cross = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid).sum((1, 2, 3))
     probability = torch.sigmoid(logits) * valid
@@ -108,18 +101,17 @@ def _drawing_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return (cross / valid.sum((1, 2, 3)) * 2 + dice).mean()
 
 
-def locating_loss(net: PolicyNet, batch: LocatorBatch) -> tuple[Tensor, Report]:
-    """The loss of the locator and the label vectors, and what it is made of.
-
-    `boxes` is 1 - GIoU; `dense` is about the comparison of every place with every label.
-    """
-    seen = net.locator.see(batch.maps, batch.places)
-    asked = (seen[0][batch.owners], seen[1][batch.owners], seen[2][batch.owners])
-    found, _ = net.locator.find(asked, net.vectors[batch.labels], net.biases[batch.labels])
+def locating_loss(locator: Locator, batch: LocatorBatch) -> tuple[Tensor, Report]:
+    """The loss of a locator, and what it is made of; `boxes` is 1 - GIoU."""
+    seen = locator.see(batch.maps, batch.places)
+    found = locator.find((seen[0][batch.owners], seen[1][batch.owners]), batch.evidence, batch.facts)
     heat, boxes, region = locator_loss(found, batch.boxes, batch.region, batch.counts)
-    dense = _dense_loss(net, seen[2], batch)
-    loss = heat + 2 * boxes + region + 0.5 * dense
-    parts = {"loss": loss, "heat": heat, "boxes": boxes, "region": region, "dense": dense}
+    asked = ~batch.present.isnan()
+    presence = F.binary_cross_entropy_with_logits(found.presence[asked], batch.present[asked])
+    if not asked.any():
+        presence = found.presence.sum() * 0
+    loss = heat + 2 * boxes + region + presence
+    parts = {"loss": loss, "heat": heat, "boxes": boxes, "region": region, "presence": presence}
     return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
@@ -128,7 +120,7 @@ def reviewing_loss(net: PolicyNet, batch: ReviewBatch) -> tuple[Tensor, Report, 
 
     `drawn` is the IoU of the masks that it draws with the right ones, `rating_error` the absolute error of its ratings.
     """
-    logits, rating = net.reviewer(batch.maps, batch.state, batch.context, net.vectors[batch.labels].detach())
+    logits, rating = net.reviewer(batch.maps, batch.state, batch.context, batch.presence)
     judged = batch.state[:, 0].amax((1, 2)) > 0.5
     cross = F.binary_cross_entropy_with_logits(rating, batch.ious, reduction="none")
     loss = 2 * _drawing_loss(logits, batch.wanted, batch.state[:, 3:]) + (cross * judged).sum() / judged.sum().clamp(1)

@@ -177,6 +177,16 @@ def test_binary_masks_in_every_mode(tmp_path: Path, value: int, mode: str) -> No
     assert np.array_equal(values, np.where(RING, value, 0)) and not void.any()
 
 
+@pytest.mark.parametrize("solid", [255, 100])
+@pytest.mark.parametrize("colour", [(0, 0, 0), (200, 200, 200)])
+def test_masks_that_are_in_alpha_alone(tmp_path: Path, solid: int, colour: tuple[int, int, int]) -> None:
+    """However transparent: what counts is the largest alpha."""
+    pixels = np.zeros((*RING.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = colour, np.where(RING, solid, 0)
+    values, void = read_mask_file(saved(tmp_path / "alpha.png", pixels))
+    assert np.array_equal(values > 0, RING) and not void.any()
+
+
 def test_one_bit_and_sixteen_bit_masks(tmp_path: Path) -> None:
     PilImage.fromarray(RING).save(tmp_path / "1.png")
     assert np.array_equal(read_mask_file(tmp_path / "1.png")[0], RING)

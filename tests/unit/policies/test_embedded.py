@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from label_studio_segagent.agent.agent import SegAgent
-from label_studio_segagent.errors import ConfigError
+from label_studio_segagent.errors import ConfigError, InputError
 from label_studio_segagent.hlmat.actions import Click, Finish
 from label_studio_segagent.hlmat.metrics import box_iou
 from label_studio_segagent.hlmat.trajectory import Sample
@@ -58,7 +58,7 @@ def test_images_of_any_size(tiny_policy: EmbeddedPolicy, size: tuple[int, int], 
     assert isinstance(decision.action, (Click, Finish))
 
 
-@pytest.mark.parametrize("prompt", ["", "xylophone", "日本", "🐈", "a" * 5000, "object"])
+@pytest.mark.parametrize("prompt", ["", "zorblax", "日本", "🐈", "a" * 5000, "object"])
 def test_unknown_labels_mean_the_same(tiny_policy: EmbeddedPolicy, scene: Sample, prompt: str) -> None:
     assert tiny_policy.locate(scene.image, prompt) == tiny_policy.locate(scene.image, "thing")
     seen = [Observation(scene.image, scene.mask, p) for p in (prompt, "thing")]
@@ -77,7 +77,47 @@ def test_the_tireless_one_is_never_content(tiny_policy: EmbeddedPolicy, scene: S
 
 
 def test_synonyms_mean_the_same(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
-    assert tiny_policy.locate(scene.image, "Women") == tiny_policy.locate(scene.image, "person")
+    assert tiny_policy.locate(scene.image, "Persons") == tiny_policy.locate(scene.image, "person")
+    [(woman, _)], [(person, _)] = tiny_policy.query("Women").taught, tiny_policy.query("person").taught
+    assert woman == person
+
+
+def test_examples_are_evidence_without_training(
+    tiny_policy: EmbeddedPolicy, scene: Sample, photos: list[Sample]
+) -> None:
+    """Only for their own label, however it is written, and only for the policy that was shown them."""
+    image, other = scene.image, photos[0].image
+    before = tiny_policy.locate(image, "zorblax")
+    shown = tiny_policy.with_examples({"Zorblax": [(image, scene.mask), (other, photos[0].mask)]})
+    query = shown.query("zorblaxes")
+    assert query.count == 2 and query.examples is not None and not query.classes and not query.taught
+    assert shown.version != tiny_policy.version and shown.locate(image, "zorblax") != before
+    assert shown.locate(image, "cat") == tiny_policy.locate(image, "cat")
+    assert tiny_policy.locate(image, "zorblax") == before and tiny_policy.query("zorblax").blank
+    again = shown.with_examples({"blip": [(image, scene.mask)]})
+    assert [name for name, _ in again.net.config.examples] == ["zorblax", "blip"]
+    assert again.locate(image, "zorblax") == shown.locate(image, "zorblax")
+    nothing = tiny_policy.with_examples({"zorblax": [(image, np.zeros_like(scene.mask))]})
+    assert nothing.query("zorblax").blank and nothing.locate(image, "zorblax") == before
+    with pytest.raises(InputError, match="must be bool"):
+        tiny_policy.with_examples({"zorblax": [(image, scene.mask[:5])]})
+
+
+def test_examples_survive_in_the_weights(
+    tiny_policy: EmbeddedPolicy, tiny_segmenter: EmbeddedSegmenter, scene: Sample, tmp_path: Path
+) -> None:
+    shown = tiny_policy.with_examples({"zorblax": [(scene.image, scene.mask)]})
+    save_net(shown.net, tmp_path / "shown.safetensors", tiny_segmenter.version)
+    read = EmbeddedPolicy(tmp_path / "shown.safetensors", tiny_segmenter).query("zorblax")
+    assert read.count == 1 and read.examples is not None
+    torch.testing.assert_close(read.examples, shown.query("zorblax").examples, atol=2e-3, rtol=2e-3)
+
+
+def test_how_often_a_label_is_there_is_taken_into_account(tiny_policy: EmbeddedPolicy, scene: Sample) -> None:
+    rare, common = (tiny_policy.with_priors({"Cat": share}) for share in (0.0, 1.0))
+    assert rare.locate(scene.image, "cat") == [] and common.locate(scene.image, "cats")
+    assert rare.locate(scene.image, "thing") == tiny_policy.locate(scene.image, "thing")
+    assert len({tiny_policy.version, rare.version, common.version}) == 3
 
 
 @pytest.mark.parametrize("level", [0, 90, 255])
@@ -158,7 +198,7 @@ def test_versions_name_everything_that_matters(
     first, again = (EmbeddedPolicy(policy_weights, tiny_segmenter) for _ in range(2))
     assert first.version == again.version
     with torch.no_grad():
-        again.net.vectors[1] += 1
+        again.net.evidence.prototypes[1] += 1
     save_net(again.net, tmp_path / "other.safetensors", tiny_segmenter.version)
     assert EmbeddedPolicy(tmp_path / "other.safetensors", tiny_segmenter).version != first.version
 
@@ -206,7 +246,7 @@ def test_clicks_go_where_drawing_and_mask_differ() -> None:
 def test_targets_come_from_peaks() -> None:
     heat = torch.full((1, 1, 16, 16), -6.0)
     heat[0, 0, 4, 5], heat[0, 0, 4, 6], heat[0, 0, 10, 12] = 3.0, 2.0, 1.0
-    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), torch.full_like(heat, -6.0), heat)
+    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), torch.full_like(heat, -6.0), heat, torch.zeros(1))
     targets = find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.3)
     assert [t.box for t in targets] == [(56.0, 40.0, 120.0, 104.0), (168.0, 136.0, 232.0, 200.0)]
     assert find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.99) == []
@@ -218,7 +258,7 @@ def test_boxes_fit_a_region_of_their_own_but_not_one_that_is_shared() -> None:
     heat[0, 0, 3, 3], heat[0, 0, 10, 4], heat[0, 0, 10, 11], heat[0, 0, 3, 5] = 3.0, 2.0, 2.0, 1.0
     region[0, 0, 1:6, 2:9] = 6.0  # one object, of which there are two opinions
     region[0, 0, 8:13, 2:14] = 6.0  # two that touch
-    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), region, heat)
+    located = Located(heat, torch.full((1, 4, 16, 16), 2.0), region, heat, torch.zeros(1))
     first, *others = find_targets(located, 0, View.of((0, 0, 256, 256), 128), (256, 256), 0.3)
     assert first.box == (2 * 16, 1 * 16, 9 * 16, 6 * 16)
     assert {t.box for t in others if t.box and t.box[1] > 100} == {(40, 136, 104, 200), (152, 136, 216, 200)}

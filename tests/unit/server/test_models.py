@@ -37,10 +37,10 @@ def make_version(base: Predictor, store: VersionStore, name: str, change: float,
     assert isinstance(policy, EmbeddedPolicy)
     work = store.workplace(project)
     with torch.no_grad():
-        before = policy.net.vectors[1].clone()
-        policy.net.vectors[1] += change
+        before = policy.net.evidence.prototypes[1].clone()
+        policy.net.evidence.prototypes[1] += change
         save_net(policy.net, work / "policy.safetensors", policy.segmenter.version)
-        policy.net.vectors[1] = before
+        policy.net.evidence.prototypes[1] = before
     start = (base.agent.policy.version, base.agent.segmenter.version)
     store.add(project, Version(name, f"embedded:{work}/policy.safetensors", start))
     store.promote(project, name)

@@ -20,7 +20,8 @@ from label_studio_segagent.policies.embedded_net import PolicyConfig, PolicyNet
 from label_studio_segagent.segmenters.embedded import EmbeddedSegmenter
 from label_studio_segagent.segmenters.embedded_net import NetConfig, SegmenterNet
 from label_studio_segagent.training.policy import PolicySettings, train_policy
-from label_studio_segagent.training.policy_data import crop_scene, located_box, read_scenes, whole_features
+from label_studio_segagent.training.policy_data import located_box, read_scenes, whole_features
+from label_studio_segagent.training.policy_evidence import teach
 from label_studio_segagent.training.policy_locating import LocatorDataset
 from label_studio_segagent.training.policy_reviewing import ReviewDataset, make_reviews
 from label_studio_segagent.training.policy_states import make_states, read_states
@@ -86,7 +87,7 @@ def trained(data: Path, clicker: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Path, clicker: Path) -> None:
-    for part in ("locator", "judge", "reviewer"):
+    for part in ("salience", "locator", "judge", "reviewer"):
         with (trained / f"{part}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert rows and all(np.isfinite(float(r["loss"])) for r in rows)
@@ -96,7 +97,7 @@ def test_a_run_of_seconds_leaves_everything_and_goes_on(trained: Path, data: Pat
     assert "SHA-256" in card
     assert "held_out_rating_error" in card.partition("## Metrics")[2].partition("## Settings")[0]
     policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
-    assert policy.net.config.labels == ("object", "disc", "square")
+    assert policy.net.config.labels == ("disc", "square")
     before = torch.load(trained / "checkpoint.pt", weights_only=True)
     threads = torch.get_num_threads()
     try:
@@ -123,16 +124,18 @@ def test_trajectories_are_kept_and_made_once(trained: Path, data: Path, clicker:
 def test_what_is_looked_for_agrees_with_the_scenes(data: Path, clicker: Path) -> None:
     scenes = read_scenes([data])
     assert [bool(s.known) for s in scenes] == [True] * 7 + [False]
-    config = PolicyConfig(("object", "disc", "square"), side=96, segmenter=(16, 16, 32, 8))
-    dataset = LocatorDataset(
-        scenes, whole_features(scenes, PolicyNet(config), EmbeddedSegmenter(clicker), None), config
-    )
+    net = PolicyNet(PolicyConfig(("disc", "square"), side=96, segmenter=(16, 16, 32, 8)))
+    wholes = whole_features(scenes, net, EmbeddedSegmenter(clicker), None)
+    lessons = teach(net.evidence, net.config.labels, scenes, wholes)
+    dataset = LocatorDataset(scenes, wholes, net.config, net.evidence, lessons)
     rng = np.random.default_rng(0)
     for _ in range(10):
         batch = dataset.batch(rng, 4, 2)
-        assert len(batch.maps[0]) == 4 <= len(batch.owners) == len(batch.labels) == len(batch.boxes) <= 8
+        assert len(batch.maps[0]) == 4 <= len(batch.owners) == len(batch.evidence) == len(batch.boxes) <= 8
         for row, boxes in enumerate(batch.boxes):
             inside = batch.region[row, 0] > 0.5
+            assert boxes is not None
+            assert torch.isnan(batch.present[row]) or batch.present[row] == float(len(boxes) > 0)
             assert bool(inside.any()) == bool(len(boxes))
             if len(boxes):
                 down, across = torch.nonzero(inside, as_tuple=True)
@@ -141,28 +144,14 @@ def test_what_is_looked_for_agrees_with_the_scenes(data: Path, clicker: Path) ->
                 assert down.min() >= low[1] - 1 and down.max() <= high[1]
 
 
-def test_parts_of_scenes_are_scenes(data: Path) -> None:
-    rng = np.random.default_rng(0)
-    scene = read_scenes([data])[1]
-    crops = [crop for _ in range(30) if (crop := crop_scene(scene, rng)) is not None]
-    assert len(crops) > 20 and len({c.corner for c in crops}) > 10
-    for crop in crops:
-        (x, y), (height, width) = crop.corner, crop.size
-        assert (crop.image() == scene.image()[y : y + height, x : x + width]).all()
-        assert crop.image().shape == (height, width, 3) and crop.known == scene.known
-        for part in crop.instances:
-            whole = next(i for i in scene.instances if i.key == part.key.split("@")[0])
-            assert part.label == whole.label and (part.mask() == whole.mask()[y : y + height, x : x + width]).all()
-            rows, columns = np.nonzero(part.mask())
-            assert part.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-
-
 def test_reviews_show_what_the_policy_would_see(trained: Path, data: Path, clicker: Path) -> None:
     policy = EmbeddedPolicy(trained / "policy.safetensors", EmbeddedSegmenter(clicker))
     scenes = read_scenes([data])
     reviews = make_reviews(policy, scenes, read_states(trained / "states.jsonl"), per_scene=2)
-    assert 13 <= len(reviews) <= 26
-    assert all(len(r["shown"]) == len(r["ious"]) and r["ious"][1:2] in ([], [1.0]) for r in reviews)
+    right, wrong = ([r for r in reviews if r["wrong"] == told] for told in (False, True))
+    assert 13 <= len(right) <= 26 and 0 < len(wrong) <= 13
+    assert all(len(r["shown"]) == len(r["ious"]) and r["ious"][1:2] in ([], [1.0]) for r in right)
+    assert not any(iou for r in wrong for iou in r["ious"])
     dataset = ReviewDataset(reviews, policy.net.config)
     rng = np.random.default_rng(0)
     for _ in range(10):
