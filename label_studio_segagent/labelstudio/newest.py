@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 __all__ = ["newest_first", "newness"]
+
+_FRACTION = re.compile(r"\.\d+")
 
 
 def newest_first(task: Any, name: str) -> list[dict[str, Any]]:
@@ -33,7 +36,9 @@ def _changed(item: Mapping[str, Any]) -> float:
     """When it was changed, in seconds since 1970; before all others when nobody knows."""
     for name in ("updated_at", "created_at"):
         try:
-            time = datetime.fromisoformat(str(item.get(name)).replace("Z", "+00:00"))
+            # Python 3.10 reads three or six digits of a second, and no Z.
+            text = _FRACTION.sub(lambda digits: f"{digits[0]:0<7.7}", str(item.get(name)))
+            time = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
             continue
         # Label Studio's times are of UTC.

@@ -56,11 +56,13 @@ def calibrate_targets(net: PolicyNet, dataset: LocatorDataset, rounds: int = 3, 
     with torch.inference_mode():
         tried = [_detect(net, dataset, number, rng) for _ in range(rounds) for number in range(len(dataset.scenes))]
     asked = [one for one in tried if one is not None]
-    absent = [one.presence for one in asked if not one.instances]
-    presence = float(np.clip(np.quantile(absent, 1 - _FALSE_ALARMS), 0.05, 0.95)) if absent else 0.5
-    answered = [one for one in asked if one.presence >= presence]
     instances = sum(one.instances for one in asked)
-    threshold, f1 = _best_threshold([target for one in answered for target in one.found], instances)
+    threshold, f1 = _best_threshold([target for one in asked for target in one.found], instances)
+    # Only labels about which something would be handed out are false alarms.
+    alarms = [
+        one.presence if any(score >= threshold for score, _ in one.found) else 0.0 for one in asked if not one.instances
+    ]
+    presence = float(np.clip(np.quantile(alarms, 1 - _FALSE_ALARMS), 0.05, 0.95)) if alarms else 0.5
     with torch.no_grad():
         net.calibration[2:] = torch.tensor([threshold, presence])
     there = [one for one in asked if one.instances]
