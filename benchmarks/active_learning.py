@@ -56,7 +56,7 @@ class Learner:
         settings, out = FitSettings(seconds=self.seconds, seed=seed), Path(tempfile.mkdtemp(dir=self.folder))
         fitted = self.trainer.fit(to_trajectories(items), out, settings, images=lambda t: read(t.image))
         policy = embedded.EmbeddedPolicy(fitted.model.partition(":")[2], self.trainer.policy.segmenter)
-        # Only label vectors were trained: an image looks the same to all of these policies.
+        # Only examples were added: an image looks the same to all of these policies.
         policy.sight = self.trainer.policy.sight
         return SegAgent(policy, self.start.segmenter, cache=self.start.cache)
 

@@ -97,8 +97,7 @@ class Evidence(nn.Module):
 
     def features(self, m32: Tensor) -> Tensor:
         """The features (features, h, w) of a backbone map (1, c, h, w) at stride 32."""
-        deep = F.relu6(self.head(m32))[0]
-        return deep / deep.square().mean(0, keepdim=True).sqrt().clamp(min=1e-4)
+        return _same_length(F.relu6(self.head(m32))[0])
 
     def see(self, m32: Tensor, prototypes: Tensor | None = None) -> Sensed:
         """Look at one image.
@@ -109,7 +108,7 @@ class Evidence(nn.Module):
         """
         deep = F.relu6(self.head(m32))
         classes = F.log_softmax(self.classify(deep), 1)[0]
-        features = deep[0] / deep[0].square().mean(0, keepdim=True).sqrt().clamp(min=1e-4)
+        features = _same_length(deep[0])
         return Sensed(features, classes, self._ratios(features, self.prototypes if prototypes is None else prototypes))
 
     def _ratios(self, features: Tensor, prototypes: Tensor) -> Tensor:
@@ -141,6 +140,11 @@ class Evidence(nn.Module):
         kinds = [float(bool(query.classes)), float(bool(query.taught)), float(query.examples is not None)]
         facts = torch.tensor([*kinds, math.log1p(query.count) / 5])
         return maps, torch.cat([facts, maps[:4].flatten(1).amax(1)])
+
+
+def _same_length(deep: Tensor) -> Tensor:
+    """Features (features, h, w) with a root mean square of 1 at every place."""
+    return deep / deep.square().mean(0, keepdim=True).sqrt().clamp(min=1e-4)
 
 
 def _split(weighed: Sequence[tuple[int, float]]) -> tuple[Tensor, Tensor]:
